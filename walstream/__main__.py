@@ -1,0 +1,5 @@
+"""``python -m walstream``."""
+
+from walstream.cli import main
+
+main()

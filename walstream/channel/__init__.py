@@ -1,0 +1,1 @@
+"""Topics and the sessions that join them: one connection's state machine."""
