@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from types import TracebackType
 from typing import Literal, NamedTuple
 
 from walstream.errors import EnvironmentFailure
-from walstream.shell.server_binaries import Binaries
+from walstream.shell.server_binaries import Binaries, can_reach, server_account
 
 SUPERUSER = "postgres"
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7), without the closing NUL
@@ -44,14 +43,6 @@ _STOP_SIGNALS: Mapping[str, signal.Signals] = {
 }  # PostgreSQL 17, 18.5 Shutting Down the Server
 
 
-class Account(NamedTuple):
-    """The operating system account that the server runs as."""
-
-    name: str
-    uid: int
-    gid: int
-
-
 class _Launch(NamedTuple):
     """How to run one of the server's programs; the account's part is None when that is ourselves."""
 
@@ -60,35 +51,6 @@ class _Launch(NamedTuple):
     gid: int | None
     groups: tuple[int, ...] | None
     descriptors: tuple[int, ...]
-
-
-def server_account() -> Account | None:
-    """Whom to run as: None for ourselves. PostgreSQL refuses root, so root steps down to postgres, else nobody."""
-    if os.geteuid() != 0:
-        return None
-    for name in ("postgres", "nobody"):
-        with contextlib.suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return Account(name, entry.pw_uid, entry.pw_gid)
-    raise EnvironmentFailure(
-        "PostgreSQL does not run as root, and this machine has neither a postgres nor a nobody account",
-        repair="run as an ordinary user",
-    )
-
-
-def _can_reach(path: Path, account: Account) -> bool:
-    """Whether ``account`` may enter every directory above ``path``."""
-    for directory in path.resolve().parents:
-        status = directory.stat()
-        if status.st_uid == account.uid:
-            allowed = status.st_mode & 0o100
-        elif status.st_gid == account.gid:
-            allowed = status.st_mode & 0o010
-        else:
-            allowed = status.st_mode & 0o001
-        if not allowed:
-            return False
-    return True
 
 
 class Cluster:
@@ -111,7 +73,11 @@ class Cluster:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Cluster:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -215,7 +181,7 @@ class Cluster:
 
     def _make_runtime_dir(self) -> Path:
         base = Path(tempfile.gettempdir())
-        unreachable = self.account is not None and not _can_reach(base / "x", self.account)
+        unreachable = self.account is not None and not can_reach(base / "x", self.account)
         if unreachable or len(os.fsencode(base)) > SOCKET_PATH_BYTES - 45:
             base = Path("/tmp")  # noqa: S108 - mkdtemp makes a private directory there
         directory = Path(tempfile.mkdtemp(prefix="walstream-", dir=base))
@@ -322,17 +288,24 @@ class Cluster:
         """Stop a server over our data that an earlier process of ours left running."""
         try:
             pid = int((self.data_dir / "postmaster.pid").read_text(encoding="utf-8").partition("\n")[0])
-            # The number may belong to someone else by now; a postmaster stands in its data directory.
-            if not Path(f"/proc/{pid}/cwd").samefile(self.data_dir):
-                return
         except (OSError, ValueError):
             return
-        os.kill(pid, signal.SIGINT)
         deadline = time.monotonic() + 30
-        while Path(f"/proc/{pid}").exists():
+        asked = False
+        while self._is_served_by(pid):
+            if not asked:
+                os.kill(pid, signal.SIGINT)
+                asked = True
             if time.monotonic() > deadline:
                 raise EnvironmentFailure(f"process {pid} still serves {self.data_dir}", repair=f"kill {pid}")
             time.sleep(0.05)
+
+    def _is_served_by(self, pid: int) -> bool:
+        """Whether ``pid`` stands in our data directory, as a postmaster does; the number may be another's by now."""
+        try:
+            return Path(f"/proc/{pid}/cwd").samefile(self.data_dir)
+        except OSError:
+            return False
 
     @contextlib.contextmanager
     def _command(self, program: str, arguments: list[str]) -> Iterator[_Launch]:
@@ -341,10 +314,10 @@ class Cluster:
         if self.account is None:
             yield _Launch([str(bin_dir / program), "-D", data, *arguments], None, None, None, ())
             return
-        if not _can_reach(bin_dir / program, self.account):
+        if not can_reach(bin_dir / program, self.account):
             bin_dir = self._copied_binaries()
         descriptors: tuple[int, ...] = ()
-        if not _can_reach(self.data_dir, self.account):
+        if not can_reach(self.data_dir, self.account):
             # Below root's private directories: the account gets in by an open descriptor instead of by the path.
             descriptors = (os.open(self.data_dir, os.O_RDONLY | os.O_DIRECTORY),)
             data = f"/proc/self/fd/{descriptors[0]}"

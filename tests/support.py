@@ -1,0 +1,37 @@
+"""What tests everywhere share: running async code, and the environment that every run starts from.
+
+No fixtures live here (see the conftest files) and no test.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import hypothesis
+import trio
+import trio.testing
+
+T = TypeVar("T")
+
+
+def run(async_fn: Callable[..., Awaitable[T]], *args: object, autojump: bool = False) -> T:
+    """``trio.run``, without a clock to wait for where ``autojump``: time leaps whenever every task waits."""
+    clock = trio.testing.MockClock(autojump_threshold=0) if autojump else None
+    return trio.run(async_fn, *args, clock=clock)
+
+
+def clean_environment() -> None:
+    """Forget what configures walstream and libpq, so that a developer's shell cannot change a result."""
+    for name in list(os.environ):
+        if name.startswith(("WALSTREAM_", "PG")) or name == "DATABASE_URL":
+            del os.environ[name]
+    os.environ["NO_COLOR"] = "1"
+
+
+def load_hypothesis_profile() -> None:
+    """``dev`` looks for new examples at each run, ``ci`` repeats itself; neither judges by the clock."""
+    hypothesis.settings.register_profile("dev", deadline=None)
+    hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
