@@ -1,0 +1,276 @@
+"""Changes as clients read them: Supabase's ``data`` object and the table feed's message.
+
+The bytes that no row changes are built once per (relation, selected columns). Frames around them live in ``phoenix``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from operator import itemgetter
+from typing import Final, cast
+
+import msgspec
+
+from walstream.model import Change, Column, Operation, Relation, ReplicaIdentity, Row
+
+RECORD_BYTES_MAX: Final = 1024 * 1024
+"""Larger changes lose their large values; the wire calls that error 413."""
+
+KEPT_VALUE_BYTES: Final = 64
+"""What a value of such a change may measure to be kept."""
+
+NO_PRIMARY_KEY: Final = b'["Error 400: Bad Request, no primary key"]'
+UNAUTHORIZED: Final = b'["Error 401: Unauthorized"]'
+TOO_LARGE: Final = b'["Error 413: Payload Too Large"]'
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+_encode = msgspec.json.Encoder().encode
+
+_Pick = Callable[[Row], Row]
+
+
+def commit_timestamp(microseconds: int) -> bytes:
+    """``2026-03-01T12:00:00.123Z`` from microseconds since the Unix epoch."""
+    moment = _EPOCH + timedelta(microseconds=min(max(microseconds, 0), _LATEST))
+    return moment.isoformat(timespec="milliseconds").encode("ascii")[:-6] + b"Z"
+
+
+def unix_seconds(microseconds: int) -> bytes:
+    """``1772366400.123456`` from microseconds since the Unix epoch, exactly."""
+    seconds, rest = divmod(max(microseconds, 0), 1_000_000)
+    return b"%d.%06d" % (seconds, rest)
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """What all changes of one transaction share, encoded once. The ``feed_…`` parts are the table feed's."""
+
+    commit_timestamp: bytes
+    feed_head: bytes
+    feed_middle: bytes
+    feed_tail: bytes
+
+    @classmethod
+    def of(cls, commit_at: int, xid: int) -> Moment:
+        """``commit_at``: microseconds since the Unix epoch."""
+        text = commit_timestamp(commit_at)
+        return cls(
+            text,
+            b'{"timestamp":%b,' % unix_seconds(commit_at),
+            b'"commit_timestamp":"%b","position":"' % text,
+            b'","xid":%d' % xid,
+        )
+
+
+class Renderer:
+    """Encodes the changes of one relation, restricted to ``select`` and the primary key where given."""
+
+    __slots__ = ("_bare", "_feed_names", "_has_key", "_heads", "_interleaved", "_key", "_keys", "_pick", "_relation")
+
+    def __init__(self, relation: Relation, select: Sequence[str] | None = None) -> None:
+        wanted = None if select is None else {*select, *relation.primary_key}
+        indexes = [i for i, column in enumerate(relation.columns) if wanted is None or column.name in wanted]
+        columns = [relation.columns[i] for i in indexes]
+        key = [(i, column) for i, column in enumerate(relation.columns) if column.name in relation.primary_key]
+        self._relation = relation
+        self._has_key = bool(relation.primary_key)
+        self._key = [(_encode(column.name) + b":", i) for i, column in key]
+        self._pick = _picker(indexes, len(relation.columns))
+        self._keys = tuple(_encode(column.name) + b":" for column in columns)
+        self._interleaved = [b""] * (2 * len(columns))
+        self._interleaved[::2] = [b"," + key if at else key for at, key in enumerate(self._keys)]
+        names = b'"schema":%b,"table":%b,' % (_encode(relation.schema), _encode(relation.name))
+        self._bare = b'{%b"commit_timestamp":"' % names
+        self._feed_names = {operation: b'"operation":"%b",%b' % (_word(operation), names) for operation in Operation}
+        self._heads = {operation: _head(operation, columns) for operation in Operation}
+
+    def data(
+        self, change: Change, commit_timestamp: bytes, position: bytes, last: bool, size_max: int = RECORD_BYTES_MAX
+    ) -> bytes:
+        """The ``data`` object. ``size_max``: bytes, above which only small values stay."""
+        operation = change.operation
+        if not self._has_key and (operation is Operation.INSERT or operation is Operation.UPDATE):
+            return self.error(operation, NO_PRIMARY_KEY, commit_timestamp, position, last)
+        start = (self._bare, commit_timestamp, self._heads[operation])
+        end = (position, b'","last":true}' if last else b'"}')
+        new, old = self._rows(change)
+        rows = _join(b'"record":{', new, b'"old_record":{', old)
+        data = b"".join((*start, rows, b'"errors":null,"position":"', *end))
+        if len(data) <= size_max:
+            return data
+        new, old = self._small_values(change)
+        rows = _join(b'"record":{', new, b'"old_record":{', old)
+        return b"".join((*start, rows, b'"errors":%b,"position":"' % TOO_LARGE, *end))
+
+    def error(self, operation: Operation, errors: bytes, commit_timestamp: bytes, position: bytes, last: bool) -> bytes:
+        """The ``data`` object that names an error and shows no values. ``errors``: JSON text of a list."""
+        record = b'"record":{},' if operation in (Operation.INSERT, Operation.UPDATE) else b""
+        old_record = b'"old_record":{},' if operation in (Operation.UPDATE, Operation.DELETE) else b""
+        return b"".join(
+            (
+                self._bare,
+                commit_timestamp,
+                b'","type":"%b","columns":[],' % _word(operation),
+                record,
+                old_record,
+                b'"errors":%b,"position":"' % errors,
+                position,
+                b'","last":true}' if last else b'"}',
+            )
+        )
+
+    def feed(
+        self, change: Change, moment: Moment, position: bytes, last: bool, size_max: int = RECORD_BYTES_MAX
+    ) -> bytes:
+        """The message of the table feed. ``size_max``: bytes, above which only small values stay."""
+        new, old = self._rows(change)
+        rows = _join(b'"new":{', new, b'"old":{', old)
+        errors = b""
+        if len(rows) > size_max:
+            new, old = self._small_values(change)
+            rows = _join(b'"new":{', new, b'"old":{', old)
+            errors = b',"errors":' + TOO_LARGE
+        return b"".join(
+            (
+                moment.feed_head,
+                self._feed_names[change.operation],
+                rows,
+                moment.feed_middle,
+                position,
+                moment.feed_tail,
+                errors,
+                b',"last":true}' if last else b"}",
+            )
+        )
+
+    def _rows(self, change: Change) -> tuple[bytes | None, bytes | None]:
+        """The insides of the new and the old row's objects; None where the operation has no such row."""
+        operation, new, old = change.operation, change.new, change.old
+        if operation is Operation.INSERT:
+            return self._members(new), None
+        if operation is Operation.DELETE:
+            return None, self._old_members(old, None)
+        if operation is Operation.UPDATE:
+            try:
+                inside = self._all_members(new)
+            except TypeError:
+                inside = self._known_members(_with_unchanged(new, old))
+            return inside, self._old_members(old, new)
+        return None, None
+
+    def _old_members(self, old: Row | None, new: Row | None) -> bytes:
+        identity = self._relation.replica_identity
+        if identity is ReplicaIdentity.DEFAULT:
+            # The WAL has no old row of an UPDATE that left the key alone; then the new row has the same key.
+            row = old if old is not None else new
+            if row is None:
+                return b""
+            return b",".join([key + cell for key, i in self._key if (cell := row[i]) is not None])
+        return self._members(old) if identity is ReplicaIdentity.FULL else self._known_members(old)
+
+    def _small_values(self, change: Change) -> tuple[bytes | None, bytes | None]:
+        """As ``_rows``, without the values that are too large."""
+        operation, old = change.operation, change.old
+        new = _with_unchanged(change.new, old)
+        if operation is Operation.INSERT:
+            return self._known_members(_without_large(new)), None
+        if operation is Operation.DELETE:
+            return None, self._known_members(_without_large(old))
+        old_members = self._old_members(_without_large(old) if old else None, _without_large(new) if new else None)
+        return self._known_members(_without_large(new)), old_members
+
+    def _members(self, row: Row | None) -> bytes:
+        try:
+            return self._all_members(row)
+        except TypeError:
+            return self._known_members(row)
+
+    def _all_members(self, row: Row | None) -> bytes:
+        """The fast road for a row without gaps. Raises TypeError where a cell is missing."""
+        if not row:
+            return b""
+        parts: list[bytes] = self._interleaved.copy()
+        parts[1::2] = cast("tuple[bytes, ...]", self._pick(row))  # join refuses the None that may be among them
+        return b"".join(parts)
+
+    def _known_members(self, row: Row | None) -> bytes:
+        if not row:
+            return b""
+        return b",".join(
+            [key + cell for key, cell in zip(self._keys, self._pick(row), strict=True) if cell is not None]
+        )
+
+
+renderer = lru_cache(maxsize=4096)(Renderer)
+"""The shared ``Renderer`` of a relation and a column selection. Relations compare by identity."""
+
+
+def render(
+    change: Change,
+    *,
+    commit_timestamp: bytes,
+    position: bytes,
+    last: bool,
+    select: tuple[str, ...] | None = None,
+    max_record_bytes: int = RECORD_BYTES_MAX,
+) -> bytes:
+    """Supabase's ``data`` object for one change, with ``position``, and ``last`` on a transaction's last change."""
+    return renderer(change.relation, select).data(change, commit_timestamp, position, last, max_record_bytes)
+
+
+render_legacy = render
+"""Joins without ``config`` get the same object, directly as the payload of an event named after the operation."""
+
+
+def render_feed(
+    change: Change,
+    *,
+    moment: Moment,
+    position: bytes,
+    last: bool,
+    select: tuple[str, ...] | None = None,
+    max_record_bytes: int = RECORD_BYTES_MAX,
+) -> bytes:
+    """The table feed's message for one change: the form of the documented SDK and of ``walstream listen``."""
+    return renderer(change.relation, select).feed(change, moment, position, last, max_record_bytes)
+
+
+def _word(operation: Operation) -> bytes:
+    return operation.value.encode("ascii")
+
+
+def _with_unchanged(new: Row | None, old: Row | None) -> Row | None:
+    """The new row, with unchanged TOASTed values from an old row that has them (REPLICA IDENTITY FULL)."""
+    if new is None or old is None:
+        return new
+    return tuple(after if after is not None else before for after, before in zip(new, old, strict=True))
+
+
+def _without_large(row: Row | None) -> Row:
+    return tuple(cell if cell is not None and len(cell) <= KEPT_VALUE_BYTES else None for cell in row or ())
+
+
+def _picker(indexes: Sequence[int], count: int) -> _Pick:
+    if len(indexes) == count:
+        return lambda row: row
+    if len(indexes) == 1:
+        only = indexes[0]
+        return lambda row: (row[only],)
+    if not indexes:
+        return lambda row: ()
+    return itemgetter(*indexes)
+
+
+def _head(operation: Operation, columns: Sequence[Column]) -> bytes:
+    shown = _encode([{"name": column.name, "type": column.type_name} for column in columns])
+    return b'","type":"%b","columns":%b,' % (_word(operation), shown)
+
+
+def _join(new_head: bytes, new: bytes | None, old_head: bytes, old: bytes | None) -> bytes:
+    if old is None:
+        return b"" if new is None else b"".join((new_head, new, b"},"))
+    if new is None:
+        return b"".join((old_head, old, b"},"))
+    return b"".join((new_head, new, b"},", old_head, old, b"},"))
