@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from integration.fixtures.postgres import TestDatabase, fresh_database, session_cluster
+from integration.fixtures.postgres import TestDatabase, fresh_database, prepared_template, session_cluster
 from tests.support import clean_environment, load_hypothesis_profile
 from walstream.shell.private_cluster import Cluster
 
@@ -25,6 +25,20 @@ def cluster() -> Iterator[Cluster]:
 def database(cluster: Cluster) -> Iterator[TestDatabase]:
     """An empty database of the test's own, dropped afterwards with its slots."""
     with fresh_database(cluster) as fresh:
+        yield fresh
+
+
+@pytest.fixture(scope="session")
+def template(cluster: Cluster) -> Iterator[str]:
+    """Name of a database with walstream's schema, made once by ``walstream init``."""
+    with prepared_template(cluster) as name:
+        yield name
+
+
+@pytest.fixture
+def prepared(cluster: Cluster, template: str) -> Iterator[TestDatabase]:
+    """A database of the test's own with walstream's schema in it."""
+    with fresh_database(cluster, template) as fresh:
         yield fresh
 
 

@@ -1,0 +1,107 @@
+// One official JavaScript client, driven by JSON lines: commands on stdin, what the client tells on stdout.
+// Usage: node driver.mjs LIBRARY URL KEY. Knows the clients' public interfaces and nothing of the server.
+
+import readline from 'node:readline'
+import WebSocket from 'ws'
+
+const [library, url, key] = process.argv.slice(2)
+const channels = new Map()
+
+function tell(kind, channel, fields = {}) {
+  process.stdout.write(JSON.stringify({ kind, channel, ...fields }) + '\n')
+}
+
+// supabase-js and realtime-js share one interface of channels.
+function supabaseDriver(client) {
+  return {
+    join({ channel: name, config, bind }) {
+      const channel = client.channel(name, { config: config ?? {} })
+      channels.set(name, channel)
+      for (const item of bind) {
+        if (item.type === 'presence') {
+          channel.on('presence', { event: 'sync' }, () => tell('presence', name, { state: channel.presenceState() }))
+        } else if (item.type === 'broadcast') {
+          channel.on('broadcast', { event: item.event }, (message) => tell('broadcast', name, { message }))
+        } else if (item.type === 'system') {
+          channel.on('system', {}, (message) => tell('system', name, { message }))
+        } else {
+          channel.on('postgres_changes', item.filter, (change) => tell('change', name, { tag: item.tag, change }))
+        }
+      }
+      channel.subscribe((status, error) => tell('status', name, { status, error: error?.message }))
+    },
+    async send({ channel, event, payload }) {
+      const outcome = await channels.get(channel).send({ type: 'broadcast', event, payload })
+      tell('sent', channel, { outcome })
+    },
+    async track({ channel, payload }) {
+      tell('tracked', channel, { outcome: await channels.get(channel).track(payload) })
+    },
+    async leave({ channel }) {
+      tell('left', channel, { outcome: await client.removeChannel(channels.get(channel)) })
+    },
+  }
+}
+
+async function supabase(module) {
+  const { createClient } = await import(module)
+  const client = createClient(url, key, {
+    realtime: { transport: WebSocket },
+    auth: { persistSession: false, autoRefreshToken: false },
+  })
+  return supabaseDriver(client)
+}
+
+async function realtime() {
+  const { RealtimeClient } = await import('@supabase/realtime-js')
+  const client = new RealtimeClient(url.replace(/^http/, 'ws') + '/realtime/v1', {
+    params: { apikey: key },
+    transport: WebSocket,
+  })
+  return supabaseDriver(client)
+}
+
+// Phoenix's own client knows topics, events and payloads only.
+async function phoenix() {
+  const { Socket } = await import('phoenix')
+  const socket = new Socket(url.replace(/^http/, 'ws') + '/socket', { params: { apikey: key }, transport: WebSocket })
+  socket.connect()
+  return {
+    join({ channel: name, config, bind }) {
+      const items = bind.filter((item) => item.type === 'postgres_changes').map((item) => item.filter)
+      const channel = socket.channel('realtime:' + name, { config: { ...config, postgres_changes: items } })
+      channels.set(name, channel)
+      channel.on('postgres_changes', ({ ids, data }) => tell('change', name, { ids, change: data }))
+      channel.on('system', (message) => tell('system', name, { message }))
+      channel.on('broadcast', (message) => tell('broadcast', name, { message }))
+      for (const event of ['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) {
+        channel.on(event, (change) => tell('change', name, { event, change }))
+      }
+      channel
+        .join()
+        .receive('ok', (response) => tell('status', name, { status: 'SUBSCRIBED', response }))
+        .receive('error', (error) => tell('status', name, { status: 'CHANNEL_ERROR', error }))
+    },
+    send({ channel, event, payload }) {
+      channels.get(channel).push('broadcast', { type: 'broadcast', event, payload })
+      tell('sent', channel, { outcome: 'ok' })
+    },
+  }
+}
+
+const drivers = {
+  'supabase-js': () => supabase('@supabase/supabase-js'),
+  'supabase-js-node20': () => supabase('supabase-js-node20'),
+  'supabase-js-vsn1': () => supabase('supabase-js-vsn1'),
+  'realtime-js': realtime,
+  phoenix,
+}
+
+const driver = await drivers[library]()
+tell('ready', null, { library })
+for await (const line of readline.createInterface({ input: process.stdin })) {
+  const command = JSON.parse(line)
+  // Not awaited: a client that waits for an answer must not keep the next command from it.
+  Promise.resolve(driver[command.do](command)).catch((error) => tell('failed', command.channel, { error: String(error) }))
+}
+process.exit(0)
