@@ -160,8 +160,9 @@ def _as_owner(cursor: Cursor, schema: str) -> None:
         cursor.execute("select current_user")
         user = scalar(cursor)
         # Membership in our own role is a small thing to give; in somebody's personal one it is not.
-        grant = sql.SQL("grant {owner} to {user}" if row[0] == roles.OWNER else "alter schema {schema} owner to {user}")
-        grant = grant.format(owner=sql.Identifier(row[0]), user=sql.Identifier(user), schema=sql.Identifier(schema))
+        names = {"owner": sql.Identifier(row[0]), "user": sql.Identifier(user), "schema": sql.Identifier(schema)}
+        text = "grant {owner} to {user}" if row[0] == roles.OWNER else "alter schema {schema} owner to {user}"
+        grant = sql.SQL(text).format(**names)
         raise DatabaseRefused(
             f"the schema {schema} belongs to {row[0]}, and {user} may not act for it",
             sqlstate="42501", reason="privilege_missing",
