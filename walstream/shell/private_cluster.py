@@ -58,16 +58,24 @@ class Cluster:
 
     ``data_dir`` is initialised at the first start if it is empty. ``settings`` win over ``DEFAULTS``; ALTER SYSTEM wins
     over both. ``keep=False`` deletes the data at ``close``. The socket's directory, and with it the DSN, stays the same
-    until ``close``. Not for use by two threads at once.
+    until ``close``: ``socket_dir`` if a socket there can be reached, else one below the system's temporary directory.
+    Not for use by two threads at once.
     """
 
     def __init__(
-        self, data_dir: Path, binaries: Binaries, *, settings: Mapping[str, str] | None = None, keep: bool = True
+        self,
+        data_dir: Path,
+        binaries: Binaries,
+        *,
+        settings: Mapping[str, str] | None = None,
+        keep: bool = True,
+        socket_dir: Path | None = None,
     ) -> None:
         self.data_dir = Path(data_dir).absolute()
         self.binaries = binaries
         self.settings = dict(settings or {})
         self.keep = keep
+        self._wanted_socket_dir = socket_dir.absolute() if socket_dir else None
         self.account = server_account()
         self._runtime_dir: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -180,13 +188,25 @@ class Cluster:
             return ""
 
     def _make_runtime_dir(self) -> Path:
+        wanted = self._wanted_socket_dir
+        if wanted is not None and self._fits_socket(wanted):
+            shutil.rmtree(wanted, ignore_errors=True)
+            wanted.mkdir(parents=True)
+            self._give(wanted)
+            return wanted
         base = Path(tempfile.gettempdir())
-        unreachable = self.account is not None and not can_reach(base / "x", self.account)
-        if unreachable or len(os.fsencode(base)) > SOCKET_PATH_BYTES - 45:
+        if not self._fits_socket(base / "walstream-12345678"):
             base = Path("/tmp")  # noqa: S108 - mkdtemp makes a private directory there
         directory = Path(tempfile.mkdtemp(prefix="walstream-", dir=base))
         self._give(directory)
         return directory
+
+    def _fits_socket(self, directory: Path) -> bool:
+        """Whether the server can bind a socket there: its path is short enough, and its account gets that far."""
+        socket = directory / f".s.PGSQL.{self.settings.get('port', DEFAULTS['port'])}"
+        return len(os.fsencode(socket)) <= SOCKET_PATH_BYTES and (
+            self.account is None or can_reach(directory, self.account)
+        )
 
     def _give(self, directory: Path) -> None:
         if self.account is not None:
