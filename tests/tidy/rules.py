@@ -89,6 +89,13 @@ def imported(source: str) -> set[str]:
     return found
 
 
+def links(page: str) -> list[str]:
+    """Targets of a Markdown page's relative links, without anchors; code is no link."""
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", page, flags=re.DOTALL)
+    targets = (target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", prose))
+    return [target for target in targets if target and "://" not in target]
+
+
 def requirements(text: str) -> set[str]:
     """The requirements of a .in file, without comments and references."""
     matches = (_REQUIREMENT.match(line) for line in text.splitlines() if not line.lstrip().startswith(("#", "-")))

@@ -116,6 +116,23 @@ def test_lock_files_carry_no_address() -> None:
     assert [name for name, package in lock["packages"].items() if "resolved" in package] == []
 
 
+def test_every_link_between_pages_leads_somewhere() -> None:
+    pages = [path for path in ROOT.rglob("*.md") if not {".venv", "node_modules", ".git"} & set(path.parts)]
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in rules.links(page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert pages
+    assert broken == []
+
+
+def test_a_link_is_found_without_its_anchor_and_an_address_is_left_alone() -> None:
+    text = "[a](b/c.md#d) and [x](https://example.org) and [e](#here) `[no](code.md)`"
+    assert rules.links(text) == ["b/c.md"]
+
+
 @pytest.mark.parametrize("name", ["scripts/dev", "scripts/test", "scripts/bench", "scripts/lock", ".ci/run"])
 def test_a_script_is_executable_and_parses(name: str) -> None:
     bash = shutil.which("bash")

@@ -5,11 +5,9 @@ Which database that is, and whether the table is wanted, is the command's to say
 
 from __future__ import annotations
 
-import psycopg2
 from psycopg2 import sql
 
-from walstream.errors import DatabaseRefused, DatabaseUnreachable
-from walstream.shell import migrate
+from walstream.shell import migrate, postgres
 
 TABLE = "public.todos"
 
@@ -35,22 +33,11 @@ def prepare(dsn: str, schema: str, *, with_demo: bool) -> None:
 
     What exists already stays as it is. Blocks. Raises DatabaseUnreachable, DatabaseRefused, ConfigError.
     """
-    try:
-        connection = psycopg2.connect(dsn, application_name="walstream dev", options="-c search_path=")
-    except psycopg2.OperationalError as error:
-        raise DatabaseUnreachable(str(error).strip()) from error
-    try:
+    with postgres.connection(dsn, "walstream dev", autocommit=False) as connection:
         migrate.apply(connection, schema)
-        if with_demo:
-            with connection, connection.cursor() as cursor:
-                cursor.execute(_CREATE)
-                cursor.execute(_GRANT)
-                cursor.execute(sql.SQL(_SUBSCRIBE).format(sql.Identifier(schema), sql.Identifier(schema)))
-    except psycopg2.Error as error:
-        raise DatabaseRefused(
-            f"cannot prepare the database: {str(error).strip()}",
-            sqlstate=error.pgcode or "",
-            repair="the role needs to create roles and schemas; without the demo table: --no-demo",
-        ) from error
-    finally:
-        connection.close()
+        if not with_demo:
+            return
+        with connection, connection.cursor() as cursor:
+            cursor.execute(_CREATE)
+            cursor.execute(_GRANT)
+            cursor.execute(sql.SQL(_SUBSCRIBE).format(sql.Identifier(schema), sql.Identifier(schema)))
