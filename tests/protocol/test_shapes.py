@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from walstream.history.position import Position
 from walstream.lsn import Lsn
 from walstream.model import Change, Column, Operation, Relation, Transaction
 from walstream.protocol.phoenix import VSN_1, VSN_2
@@ -42,7 +43,8 @@ def test_the_legacy_form_is_the_data_object_itself() -> None:
     assert Shape.LEGACY.render(CHANGE, TEXT, None, last=False) == Shape.CHANGES.render(CHANGE, TEXT, None, last=False)
 
 
-def test_a_position_names_commit_and_ordinal() -> None:
+def test_positions_are_what_the_history_reads() -> None:
     other = Change(RELATION, Operation.INSERT, (b"1",), None, 5, 4)
-    assert TEXT.position(CHANGE) != TEXT.position(other)
-    assert TEXT.position(CHANGE).endswith(b"16B3748.3")
+    text = TransactionText.of(Transaction(731, Lsn(0x16B3748), 1_772_366_400_123_456, (CHANGE,)), "0123abcd")
+    assert text.position(CHANGE).decode() == str(Position("0123abcd", 731, Lsn(0x16B3748), 3))
+    assert Position.parse(text.position(other).decode()).ordinal == 4

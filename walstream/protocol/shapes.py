@@ -19,7 +19,8 @@ from walstream.protocol.phoenix import change_frame_parts, frame_parts
 class TransactionText(msgspec.Struct, frozen=True):
     """What the changes of one transaction share on the wire, encoded once.
 
-    ``position_head``: the position of every change up to its ordinal.
+    ``position_head``: the position of every change up to its ordinal, in the form that ``walstream.history.position``
+    reads; the two rooms do not know each other, a test holds them together.
     """
 
     moment: Moment
@@ -29,7 +30,7 @@ class TransactionText(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, transaction: Transaction, cluster: str, max_record_bytes: int = RECORD_BYTES_MAX) -> TransactionText:
         """``cluster``: the database cluster's name inside positions."""
-        head = f"{cluster}.{transaction.commit_lsn:X}.".encode("ascii")
+        head = f"{cluster}.{transaction.xid:x}.{transaction.commit_lsn:x}.".encode("ascii")
         return cls(Moment.of(transaction.commit_at, transaction.xid), head, max_record_bytes)
 
     def position(self, change: Change) -> bytes:
