@@ -172,13 +172,14 @@ def feed(change: Change, *, last: bool = False, size: int = 1 << 20) -> object:
     return json.loads(render_feed(change, moment=moment, position=b"p", last=last, max_record_bytes=size))
 
 
-def message(operation: str, **rows: object) -> dict[str, object]:
+def message(operation: str, new: object = None, old: object = None) -> dict[str, object]:
     return {
         "timestamp": 1772366400.123456,
         "operation": operation,
         "schema": "public",
         "table": "todos",
-        **rows,
+        "new": new,
+        "old": old,
         "commit_timestamp": "2026-03-01T12:00:00.123Z",
         "position": "p",
         "xid": 731,

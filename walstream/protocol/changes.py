@@ -124,13 +124,11 @@ class Renderer:
     def feed(
         self, change: Change, moment: Moment, position: bytes, last: bool, size_max: int = RECORD_BYTES_MAX
     ) -> bytes:
-        """The message of the table feed. ``size_max``: bytes, above which only small values stay."""
-        new, old = self._rows(change)
-        rows = _join(b'"new":{', new, b'"old":{', old)
+        """The message of the table feed; it always names both rows. ``size_max``: bytes, as in ``data``."""
+        rows = _both(*self._rows(change))
         errors = b""
         if len(rows) > size_max:
-            new, old = self._small_values(change)
-            rows = _join(b'"new":{', new, b'"old":{', old)
+            rows = _both(*self._small_values(change))
             errors = b',"errors":' + TOO_LARGE
         return b"".join(
             (
@@ -274,3 +272,9 @@ def _join(new_head: bytes, new: bytes | None, old_head: bytes, old: bytes | None
     if new is None:
         return b"".join((old_head, old, b"},"))
     return b"".join((new_head, new, b"},", old_head, old, b"},"))
+
+
+def _both(new: bytes | None, old: bytes | None) -> bytes:
+    new_object = b"null" if new is None else b"{%b}" % new
+    old_object = b"null" if old is None else b"{%b}" % old
+    return b'"new":%b,"old":%b,' % (new_object, old_object)
