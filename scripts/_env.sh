@@ -7,7 +7,7 @@ python=$venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 fail() {
-    printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+    printf 'scripts/%s: %s\n' "$(basename "$0")" "$*" >&2
     exit 1
 }
 
