@@ -16,17 +16,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
 import jwt
+import msgspec
 
-from walstream import app, config
+from walstream import config
 from walstream.errors import ConfigError, EnvironmentFailure
-from walstream.shell import demo
+from walstream.shell import demo, terminal
 from walstream.shell.private_cluster import Cluster
 from walstream.shell.server_binaries import choose_binaries
+from walstream.shell.terminal import Terminal
 
 TOKEN_SECONDS = 10 * 365 * 86_400
 
@@ -45,30 +47,47 @@ Ctrl+C stops everything that was started here.
 INSERT = "insert into public.todos (title) values ('buy milk')"
 
 
-@click.command("dev", short_help="Run everything on this machine: private PostgreSQL, daemon, demo table.")
+@click.command("dev")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port of the daemon (default 3100).")
 @click.option(
-    "--data", type=click.Path(file_okay=False, path_type=Path), default=Path(".walstream"), show_default=True,
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".walstream"),
+    show_default=True,
     help="Directory of the server's data and the secret; made if missing, used again by the next start.",
-)  # fmt: skip
+)
 @click.option("--demo/--no-demo", "with_demo", default=True, help="Make and subscribe the table public.todos.")
-def command(port: int | None, data: Path, *, with_demo: bool) -> None:
-    """Run everything on this machine. With WALSTREAM_DATABASE_URL set, that server is used instead of a private one."""
+@terminal.options()
+def command(shell: Terminal, port: int | None, data: Path, *, with_demo: bool) -> None:
+    """Run a private PostgreSQL and the daemon on this machine, to try things.
+
+    With WALSTREAM_DATABASE_URL set, that server gets the schema and the demo table, and is left running at the end.
+    """
+    from walstream import app
+
     data = data.absolute()
-    # DATABASE_URL is often another project's: only the explicit name counts here.
-    environ = {key: value for key, value in os.environ.items() if key != "DATABASE_URL"}
-    flags = {"listen": f"127.0.0.1:{port}" if port else None}
-    settings = config.load(environ=environ, flags=flags)
+    given = shell.config
+    listen = f"{given.listen.rpartition(':')[0]}:{port}" if port else given.listen
+    settings = msgspec.structs.replace(given, listen=listen)
     with _locked(data):
         check_port(settings.host, settings.port)
-        secret = settings.jwt_secret or kept_secret(data / "secret")
-        with _server(data, settings.database_url) as (dsn, label):
-            settings = config.load(environ=environ, flags={**flags, "database_url": dsn, "jwt_secret": secret})
+        secret = given.jwt_secret or kept_secret(data / "secret")
+        with _server(data, _own_server(given)) as (dsn, label):
+            settings = msgspec.structs.replace(settings, database_url=dsn, jwt_secret=secret)
             demo.prepare(dsn, settings.schema, with_demo=with_demo)
-            text = welcome(settings, kept_since(data / "secret"), with_demo=with_demo)
-            click.echo(f"{label}, data in {data}\n\n{text}")
+            facts = _facts(settings, kept_since(data / "secret"))
+            if shell.format == "json":
+                shell.record({**facts, "data": str(data), "server": label})
+            else:
+                click.echo(f"{label}, data in {data}\n\n{welcome(facts, with_demo=with_demo)}")
             status = app.main(settings)
     sys.exit(status)
+
+
+def _own_server(given: config.Config) -> str:
+    """The server that was asked for. DATABASE_URL is often another project's: it does not count here."""
+    by_fallback = not os.environ.get("WALSTREAM_DATABASE_URL") and given.database_url == os.environ.get("DATABASE_URL")
+    return "" if by_fallback else given.database_url
 
 
 @contextlib.contextmanager
@@ -134,14 +153,22 @@ def _server(data: Path, database_url: str) -> Iterator[tuple[str, str]]:
             signal.signal(signal.SIGINT, previous)
 
 
-def welcome(settings: config.Config, issued_at: int, *, with_demo: bool) -> str:
+def _facts(settings: config.Config, issued_at: int) -> dict[str, str]:
+    """What a client needs."""
+    return {
+        "address": settings.listen,
+        "anon": _token("anon", settings.jwt_secret, issued_at),
+        "service_role": _token("service_role", settings.jwt_secret, issued_at),
+        "database_url": settings.database_url,
+    }
+
+
+def welcome(facts: Mapping[str, str], *, with_demo: bool) -> str:
     """What to do next: address, keys and three lines to try."""
     return WELCOME.format(
-        address=settings.listen,
-        anon=_token("anon", settings.jwt_secret, issued_at),
-        service_role=_token("service_role", settings.jwt_secret, issued_at),
+        **facts,
         psql=_psql(),
-        dsn=shlex.quote(settings.database_url),
+        dsn=shlex.quote(facts["database_url"]),
         statement=shlex.quote(INSERT if with_demo else "select pg_catalog.version()"),
         walstream=_own_command(),
         subcommand=f"listen {demo.TABLE}" if with_demo else "doctor",
