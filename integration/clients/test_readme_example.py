@@ -40,11 +40,11 @@ def test_the_readme_example_prints_insert_update_and_delete(prepared: TestDataba
     prepared.execute(
         "insert into realtime.subscriptions (table_name, events) values ('public.todos', '{INSERT,UPDATE,DELETE}')"
     )
-    with running_daemon(prepared.dsn, tmp_path, port=3100):
+    with running_daemon(prepared.dsn, tmp_path, port=3100), (tmp_path / "stderr").open("w") as errors:
         process = subprocess.Popen(
             [node(), "--no-warnings", "--experimental-websocket", EXAMPLE],
             env={**os.environ, "ANON_TOKEN": token("anon")}, cwd=HERE, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE, stderr=errors,
         )  # fmt: skip
         lines: queue.Queue[str] = queue.Queue()
         assert process.stdout
