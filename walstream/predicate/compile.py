@@ -185,7 +185,7 @@ class Compiler:
             raise self._unsupported(column, kind, _SIGNS[op])
         if kind.collated and column not in self._text_facts("ordered_text"):
             raise FilterError(
-                f"column {column}: {_SIGNS[op]} is not supported, the order of its collation is known to PostgreSQL alone",
+                f"column {column}: {_SIGNS[op]} is not supported for its collation, whose order only PostgreSQL knows",
                 repair='give the column the collation "C", or compare with =, LIKE or a regular expression',
             )
         return index, kind.order, kind

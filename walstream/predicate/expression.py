@@ -10,6 +10,8 @@ from typing import Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from walstream.errors import FilterError
+
 Comparison: TypeAlias = Literal["eq", "neq", "lt", "lte", "gt", "gte"]
 
 COMPARISONS: Final[tuple[Comparison, ...]] = ("eq", "neq", "lt", "lte", "gt", "gte")
@@ -98,6 +100,18 @@ Expression: TypeAlias = Leaf | And | Or | Not
 
 _Group = TypeVar("_Group", And, Or)
 _encode = msgspec.json.Encoder().encode
+
+
+def check_text(text: str, characters_max: int) -> None:
+    """Raise FilterError for a filter too long to be one, or with characters that no database text has."""
+    if len(text) > characters_max:
+        raise FilterError(f"a filter of more than {characters_max} characters")
+    if "\0" in text:
+        raise FilterError("a filter with a NUL character")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise FilterError("a filter that is not Unicode text") from None
 
 
 def canonical(expression: Expression) -> bytes:
