@@ -1,0 +1,193 @@
+"""The router: the bindings in use, by reference count, and which of them a change matches.
+
+How a table's bindings are arranged is in ``lanes``; who is behind a binding is told by the shell's fan-out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from walstream.model import Catalog, Change, Column, Operation, Relation
+from walstream.predicate import Literals
+from walstream.predicate.expression import Compare, InList, IsDistinct, leaves
+from walstream.router.binding import ANY, Binding, first_id, next_id
+from walstream.router.lanes import View
+
+STATES_PER_TABLE: Final = 4
+"""Definitions of one table that are kept ready: who resumes may still be before the newest ALTER TABLE."""
+
+PARTITIONS_MAX: Final = 4096
+"""Partitions of one table that are kept ready; dropped ones go when newer ones come."""
+
+
+class _Entry(msgspec.Struct):
+    """A binding, the number of its holders, and PostgreSQL's values of its literals."""
+
+    binding: Binding
+    wish: Binding  # the same without its id
+    literals: dict[tuple[int, str], bytes | str]
+    holders: int = 0
+
+
+class Router:
+    """Matches changes with bindings, in time that does not depend on the bindings that do not match.
+
+    ``faults``: (binding id, schema, table) → why the binding's filter does not fit the table as it is now; it matches
+    nothing there. The shell takes them with ``drain_faults``.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._entries: dict[int, _Entry] = {}
+        self._by_wish: dict[Binding, list[_Entry]] = {}
+        self._by_table: dict[tuple[str, str], dict[int, _Entry]] = {}
+        self._views: dict[Relation, View] = {}
+        self._tables: dict[tuple[str, str], dict[Relation, View]] = {}
+        self._shapes: dict[tuple[str, str, tuple[Column, ...]], View] = {}
+        self.faults: dict[tuple[int, str, str], str] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, binding_id: int) -> Binding:
+        """The binding of an id. Raises KeyError."""
+        return self._entries[binding_id].binding
+
+    def add(self, binding: Binding, literals: Literals) -> int:
+        """Hold a binding and return its id; equal ones have the same and are evaluated once.
+
+        ``literals``: PostgreSQL's values of its literals, more are ignored. The id is not the binding's usual one if it
+        is taken by a different wish, or by the same one with other values (``at=gt.now`` of yesterday).
+        """
+        wish = binding.canonical()
+        mine = _own_literals(wish, literals)
+        same = self._by_wish.get(wish, ())
+        entry = next((entry for entry in same if _agree(entry.literals, mine)), None)
+        if entry is None:
+            entry = _Entry(msgspec.structs.replace(wish, id=self._free_id(wish)), wish, mine)
+            self._entries[entry.binding.id] = entry
+            self._by_wish.setdefault(wish, []).append(entry)
+            self._by_table.setdefault((wish.schema, wish.table), {})[entry.binding.id] = entry
+            self._place(entry)
+        elif mine.keys() - entry.literals.keys():
+            # The table has other types since: what could not be compared then, can be now.
+            entry.literals.update(mine)
+            self._displace(entry)
+            self._place(entry)
+        entry.holders += 1
+        return entry.binding.id
+
+    def _free_id(self, wish: Binding) -> int:
+        number = first_id(wish)
+        while number in self._entries:
+            number = next_id(number)
+        return number
+
+    def remove(self, binding: Binding | int) -> None:
+        """Let go of a binding or an id, once for each ``add``; nothing happens if nobody holds it."""
+        entry = self._find(binding)
+        if entry is None:
+            return
+        entry.holders -= 1
+        if entry.holders > 0:
+            return
+        number, wish = entry.binding.id, entry.wish
+        del self._entries[number]
+        self._by_wish[wish].remove(entry)
+        if not self._by_wish[wish]:
+            del self._by_wish[wish]
+        table = self._by_table[wish.schema, wish.table]
+        del table[number]
+        if not table:
+            del self._by_table[wish.schema, wish.table]
+        self._displace(entry)
+
+    def _find(self, binding: Binding | int) -> _Entry | None:
+        number = binding if isinstance(binding, int) else binding.id
+        if number or isinstance(binding, int):
+            return self._entries.get(number)
+        return next(iter(self._by_wish.get(binding.canonical(), ())), None)
+
+    def match(self, change: Change) -> Sequence[Binding]:
+        """The distinct bindings that want the change, in no order. The result is not to be altered."""
+        view = self._views.get(change.relation)
+        if view is None:
+            view = self._view(change.relation)
+        operation = change.operation
+        return view.lanes[operation].match(change.old if operation is Operation.DELETE else change.new)
+
+    def drain_faults(self) -> dict[tuple[int, str, str], str]:
+        """The faults since the last call."""
+        faults, self.faults = self.faults, {}
+        return faults
+
+    def _view(self, relation: Relation) -> View:
+        """The bindings arranged for a relation that is new here. Partitions of one shape share them."""
+        table = (relation.schema, relation.name)
+        siblings = self._tables.setdefault(table, {})
+        states = [other for other in siblings if other.leaf == relation.leaf]
+        for other in states[: max(0, len(states) - STATES_PER_TABLE + 1)]:
+            self._forget(other)
+        if len(siblings) >= PARTITIONS_MAX:
+            self._forget(next(iter(siblings)))
+        shape = (*table, relation.columns)
+        view = self._shapes.get(shape)
+        if view is None:
+            view = self._shapes[shape] = View(relation, self._catalog)
+            for key in (table, (relation.schema, ANY), (ANY, relation.name), (ANY, ANY)):
+                for entry in self._by_table.get(key, {}).values():
+                    self._put(entry, view)
+        view.users += 1
+        siblings[relation] = self._views[relation] = view
+        return view
+
+    def _forget(self, relation: Relation) -> None:
+        view = self._views.pop(relation)
+        del self._tables[relation.schema, relation.name][relation]
+        view.users -= 1
+        if view.users == 0:
+            del self._shapes[relation.schema, relation.name, relation.columns]
+
+    def _views_for(self, wish: Binding) -> Iterator[View]:
+        for (schema, name, _), view in self._shapes.items():
+            if wish.schema in (ANY, schema) and wish.table in (ANY, name):
+                yield view
+
+    def _place(self, entry: _Entry) -> None:
+        for view in self._views_for(entry.wish):
+            self._put(entry, view)
+
+    def _displace(self, entry: _Entry) -> None:
+        for view in self._views_for(entry.wish):
+            view.drop(entry.binding.id)
+            self.faults.pop((entry.binding.id, view.relation.schema, view.relation.name), None)
+
+    def _put(self, entry: _Entry, view: View) -> None:
+        fault = view.put(entry.binding, entry.literals)
+        key = (entry.binding.id, view.relation.schema, view.relation.name)
+        if fault:
+            self.faults[key] = fault
+        else:
+            self.faults.pop(key, None)
+
+
+def _own_literals(wish: Binding, literals: Literals) -> dict[tuple[int, str], bytes | str]:
+    if wish.expression is None:
+        return {}
+    texts: set[str | None] = set()
+    for leaf in leaves(wish.expression):
+        match leaf:
+            case InList(_, values):
+                texts.update(values)
+            case Compare(_, _, value) | IsDistinct(_, value):
+                texts.add(value)
+            case _:
+                pass
+    return {key: value for key, value in literals.items() if key[1] in texts}
+
+
+def _agree(known: Literals, literals: Literals) -> bool:
+    return all(known.get(key, value) == value for key, value in literals.items())

@@ -1,0 +1,181 @@
+"""Bindings of one table, arranged so that a row costs nothing for the bindings that it does not match.
+
+A binding whose filter fixes a column to certain values waits in a hash table under those values; only filters without
+such a condition are evaluated for every row. Which bindings there are is known to ``index``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from walstream.errors import FilterError
+from walstream.model import Catalog, CatalogMiss, Operation, Relation, Row
+from walstream.predicate import Compiler, Expression, Literals, Predicate
+from walstream.predicate.compile import NULL
+from walstream.predicate.expression import And, Compare, InList, Or
+from walstream.predicate.types import UNREADABLE, Key
+from walstream.router.binding import Binding
+
+
+class _Cover(NamedTuple):
+    """Every row for which a filter is true has one of these values in this column.
+
+    ``rest``: what has to be true besides; None for nothing.
+    """
+
+    column: str
+    values: frozenset[Hashable]
+    rest: Expression | None
+
+
+class _Way(NamedTuple):
+    """A cover bound to a relation."""
+
+    position: int
+    key: Key
+    values: frozenset[Hashable]
+    check: Predicate | None
+
+
+class _Column:
+    """Bindings by the value that one column must have."""
+
+    __slots__ = ("buckets", "key", "position")
+
+    def __init__(self, position: int, key: Key) -> None:
+        self.position = position
+        self.key = key
+        self.buckets: dict[Hashable, dict[int, tuple[Binding, Predicate | None]]] = {}
+
+
+class Lane:
+    """The bindings of one table for one operation."""
+
+    def __init__(self) -> None:
+        self._plain: dict[int, Binding] = {}
+        self._everyone: tuple[Binding, ...] | None = ()
+        self._scanned: dict[int, tuple[Binding, Predicate]] = {}
+        self._columns: dict[int, _Column] = {}
+        self._placed: dict[int, tuple[int, frozenset[Hashable]]] = {}
+
+    def put_plain(self, binding: Binding) -> None:
+        """Every row matches."""
+        self._plain[binding.id] = binding
+        self._everyone = None
+
+    def put(self, binding: Binding, check: Predicate, ways: Sequence[_Way]) -> None:
+        """Rows match for which ``check`` is true; each of ``ways`` alone would find them."""
+        if not ways:
+            self._scanned[binding.id] = (binding, check)
+            return
+        if any(not way.values for way in ways):
+            return  # no value at all satisfies a part of it
+        best = min(ways, key=lambda way: (self._crowd(way), len(way.values)))
+        column = self._columns.setdefault(best.position, _Column(best.position, best.key))
+        for value in best.values:
+            column.buckets.setdefault(value, {})[binding.id] = (binding, best.check)
+        self._placed[binding.id] = (best.position, best.values)
+
+    def _crowd(self, way: _Way) -> int:
+        column = self._columns.get(way.position)
+        return 0 if column is None else sum(len(column.buckets.get(value, ())) for value in way.values)
+
+    def drop(self, binding_id: int) -> None:
+        """Forget a binding; nothing happens for one that is not here."""
+        if self._plain.pop(binding_id, None) is not None:
+            self._everyone = None
+        self._scanned.pop(binding_id, None)
+        position, values = self._placed.pop(binding_id, (0, frozenset()))
+        for value in values:
+            buckets = self._columns[position].buckets
+            del buckets[value][binding_id]
+            if not buckets[value]:
+                del buckets[value]
+        if values and not self._columns[position].buckets:
+            del self._columns[position]
+
+    def match(self, row: Row | None) -> Sequence[Binding]:
+        """Bindings that want the row. None: one of which the WAL says nothing, or a TRUNCATE."""
+        everyone = self._everyone
+        if everyone is None:
+            everyone = self._everyone = tuple(self._plain.values())
+        if row is None or not (self._columns or self._scanned):
+            return everyone
+        found = list(everyone)
+        for column in self._columns.values():
+            cell = row[column.position]
+            if cell is None or cell == NULL:
+                continue
+            try:
+                bucket = column.buckets.get(column.key(cell))
+            except UNREADABLE:
+                continue
+            if bucket is not None:
+                for binding, rest in bucket.values():
+                    if rest is None or rest(row):
+                        found.append(binding)
+        for binding, check in self._scanned.values():
+            if check(row):
+                found.append(binding)
+        return found
+
+
+class View:
+    """All bindings that concern one state of a table's definition, compiled for it."""
+
+    def __init__(self, relation: Relation, catalog: Catalog) -> None:
+        self.relation = relation
+        self.users = 0
+        self._catalog = catalog
+        self.lanes: Final[Mapping[Operation, Lane]] = {operation: Lane() for operation in Operation}
+
+    def put(self, binding: Binding, literals: Literals) -> str:
+        """Take the binding in. Returns why it cannot match any row here, or ""."""
+        operations = [operation for operation in Operation if binding.wants(operation)]
+        if binding.expression is None:
+            for operation in operations:
+                self.lanes[operation].put_plain(binding)
+            return ""
+        if Operation.TRUNCATE in operations:
+            operations.remove(Operation.TRUNCATE)  # it has no row that a filter could look at
+            self.lanes[Operation.TRUNCATE].put_plain(binding)
+        compiler = Compiler(self.relation, self._catalog, literals)
+        try:
+            check = compiler.predicate(binding.expression)
+            ways = [self._way(cover, compiler) for cover in covers(binding.expression, compiler)]
+        except FilterError as error:
+            return error.message
+        except CatalogMiss as miss:
+            return f"the types {sorted(miss.types)} are not known yet"
+        for operation in operations:
+            self.lanes[operation].put(binding, check, ways)
+        return ""
+
+    def _way(self, cover: _Cover, compiler: Compiler) -> _Way:
+        check = None if cover.rest is None else compiler.predicate(cover.rest)
+        return _Way(self.relation.positions[cover.column], compiler.equal_key(cover.column), cover.values, check)
+
+    def drop(self, binding_id: int) -> None:
+        """Forget a binding."""
+        for lane in self.lanes.values():
+            lane.drop(binding_id)
+
+
+def covers(expression: Expression, compiler: Compiler) -> Iterable[_Cover]:
+    """The ways to find a normalised expression's rows by one column's value. Raises FilterError."""
+    match expression:
+        case Compare(column, "eq", str()) | InList(column):
+            yield _Cover(column, compiler.equal_values(expression), None)
+        case And(parts):
+            for part in parts:
+                rest = tuple(other for other in parts if other is not part)
+                for cover in covers(part, compiler):
+                    beside = (*rest, cover.rest) if cover.rest is not None else rest
+                    yield cover._replace(rest=beside[0] if len(beside) == 1 else And(beside))
+        case Or(parts):
+            ways = [next(iter(covers(part, compiler)), None) for part in parts]
+            known = [way for way in ways if way is not None]
+            if len(known) == len(ways) and len({way.column for way in known}) == 1:
+                values = frozenset[Hashable]().union(*(way.values for way in known))
+                yield _Cover(known[0].column, values, expression)
