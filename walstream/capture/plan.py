@@ -143,7 +143,8 @@ class Plan:
     """All rows; immutable. Of several that match a table the most specific alone applies.
 
     That is the table's own row, then ``schema.*``, then ``*.*``, which leaves out system schemas and ``own_schema``;
-    of several as specific, the one with the lowest id. ``publication_tables`` are captured whole where no row matches. ``problems``: rows that capture nothing, whatever the tables are like.
+    of several as specific, the one with the lowest id. ``publication_tables`` are captured whole where no row matches.
+    ``problems``: rows that capture nothing, whatever the tables are like.
     """
 
     def __init__(

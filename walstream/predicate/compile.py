@@ -27,7 +27,7 @@ from walstream.predicate.expression import (
     Regex,
     leaves,
 )
-from walstream.predicate.types import UNREADABLE, Key, Kind, base_oid, casts_itself, check_cast, kind_of
+from walstream.predicate.types import NAME, UNREADABLE, Key, Kind, base_oid, casts_itself, check_cast, kind_of
 
 Predicate: TypeAlias = Callable[[Row], bool | None]
 
@@ -149,7 +149,8 @@ class Compiler:
         kind = self._kind(index)
         if kind.text is None:
             raise self._unsupported(column, kind, said)
-        ascii_case = column in self._text_facts("ascii_case")
+        # The type name has the collation C by itself.
+        ascii_case = kind.oid == NAME or column in self._text_facts("ascii_case")
         return _matches(index, kind.text, make(pattern, insensitive=insensitive, ascii_case=ascii_case))
 
     def _index(self, column: str) -> int:

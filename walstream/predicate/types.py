@@ -19,6 +19,9 @@ from walstream.predicate import literals, temporal
 Key: TypeAlias = Callable[[bytes], Any]
 """A cell that is not null as a hashable value. Raises ValueError or ArithmeticError for what is no such cell."""
 
+NAME: Final = 19
+"""OID of the type name."""
+
 UNREADABLE: Final = (ValueError, ArithmeticError, RecursionError, TypeError)
 """What a Key raises for a cell of another shape than the value table's."""
 
@@ -62,6 +65,12 @@ def _decimal(cell: bytes) -> Decimal:
 
 def _stripped(cell: bytes) -> str:
     return _decode_text(cell).rstrip(" ")
+
+
+def _inet(cell: bytes) -> str:
+    """A whole address with or without its mask: inet's output leaves it out, its cast to text does not."""
+    address = _decode_text(cell)
+    return address.removesuffix("/128" if ":" in address else "/32")
 
 
 def _oid(cell: bytes) -> int:
@@ -129,7 +138,7 @@ _KINDS: Final[Mapping[int, Kind]] = {
     for kind in (
         Kind(16, "bool", _same, _same, _encoded(literals.boolean), boolean=True),
         Kind(17, "bytea", _same, _unquoted),
-        _words(19, "name", literals.name),
+        _words(NAME, "name", literals.name),
         _integer(20, "int8", "bigint", 64),
         _integer(21, "int2", "smallint", 16),
         _integer(23, "int4", "integer", 32),
@@ -149,13 +158,13 @@ _KINDS: Final[Mapping[int, Kind]] = {
         Kind(1700, "numeric", _decimal, _decimal, unbounded=True),
         Kind(2950, "uuid", _same, _unquoted, _encoded(literals.uuid)),
         Kind(3802, "jsonb", _Remembered(_json)),
+        Kind(869, "inet", _inet),
         # Equal exactly when their canonical texts are.
         *(
             Kind(oid, name, _decode_text)
             for oid, name in (
-                (18, "char"), (28, "xid"), (650, "cidr"), (774, "macaddr8"), (829, "macaddr"), (869, "inet"),
-                (3220, "pg_lsn"), (3904, "int4range"), (3908, "tsrange"), (3912, "daterange"), (3926, "int8range"),
-                (5069, "xid8"),
+                (18, "char"), (28, "xid"), (650, "cidr"), (774, "macaddr8"), (829, "macaddr"), (3220, "pg_lsn"),
+                (3904, "int4range"), (3908, "tsrange"), (3912, "daterange"), (3926, "int8range"), (5069, "xid8"),
             )
         ),
     )
