@@ -1,0 +1,82 @@
+"""Log set-up and the names of log events: ``noun.past_verb``, one constant each.
+
+Keys are the glossary's nouns (slot, lsn, session_id, peer, code, bytes, seconds …); payloads and tokens are never
+logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Final, Literal, TextIO
+
+import structlog
+
+SERVER_STARTED: Final = "server.started"
+SERVER_DRAINING: Final = "server.draining"
+SERVER_STOPPED: Final = "server.stopped"
+LISTENER_OVERLOADED: Final = "listener.overloaded"
+CONNECTION_REFUSED: Final = "connection.refused"
+CONNECTION_FAILED: Final = "connection.failed"
+SOCKET_OPENED: Final = "socket.opened"
+SOCKET_CLOSED: Final = "socket.closed"
+SOCKET_TOO_SLOW: Final = "socket.fell_behind"
+WEBSOCKET_FAILED: Final = "websocket.failed"
+HANDLER_FAILED: Final = "handler.failed"
+HTTP_FAILED: Final = "http.failed"
+CHANNEL_JOINED: Final = "channel.joined"
+CHANNEL_REFUSED: Final = "channel.refused"
+CHANNEL_LEFT: Final = "channel.left"
+SLOT_CREATED: Final = "slot.created"
+SLOT_FELL_BEHIND: Final = "slot.fell_behind"
+READER_STARTED: Final = "reader.started"
+READER_STOPPED: Final = "reader.stopped"
+READER_FAILED: Final = "reader.failed"
+RECORD_REFUSED: Final = "record.refused"
+WAL_CONFIRMED: Final = "wal.confirmed"
+HEARTBEAT_RETURNED: Final = "heartbeat.returned"
+HEARTBEAT_MISSED: Final = "heartbeat.missed"
+DATABASE_REACHED: Final = "database.reached"
+DATABASE_LOST: Final = "database.lost"
+PLAN_CHANGED: Final = "plan.changed"
+HEALTH_CHANGED: Final = "health.changed"
+
+_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def configure(
+    level: Literal["debug", "info", "warning", "error"] = "info",
+    form: Literal["", "json", "console"] = "",
+    stream: TextIO | None = None,
+) -> None:
+    """Set structlog up for the process; libraries that use the standard module end in the same lines.
+
+    ``form``: "" is console on a terminal, json else. ``stream``: standard error unless given.
+    """
+    out = stream if stream is not None else sys.stderr
+    as_json = form == "json" or (form == "" and not out.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: list[structlog.typing.Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors=out.isatty())]
+    )
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(out),
+        cache_logger_on_first_use=False,  # a test, and `dev`, may configure twice
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    # Libraries speak up for warnings only: their debug lines know nothing of sessions and may hold payloads.
+    root.setLevel(max(_LEVELS[level], logging.WARNING))
