@@ -149,6 +149,7 @@ class Compiler:
         kind = self._kind(index)
         if kind.text is None:
             raise self._unsupported(column, kind, said)
+        self._check_collation(column, kind)
         # The type name has the collation C by itself.
         ascii_case = kind.oid == NAME or column in self._text_facts("ascii_case")
         return _matches(index, kind.text, make(pattern, insensitive=insensitive, ascii_case=ascii_case))
@@ -177,6 +178,7 @@ class Compiler:
         kind = self._kind(index)
         if kind.equal is None:
             raise self._unsupported(column, kind, _SIGNS.get(op, op))
+        self._check_collation(column, kind)
         return index, kind.equal, kind
 
     def _ordering(self, column: str, op: str) -> tuple[int, Key, Kind]:
@@ -190,6 +192,13 @@ class Compiler:
                 repair='give the column the collation "C", or compare with =, LIKE or a regular expression',
             )
         return index, kind.order, kind
+
+    def _check_collation(self, column: str, kind: Kind) -> None:
+        if kind.collated and column in self._text_facts("fuzzy_text"):
+            raise FilterError(
+                f"column {column}: its collation takes different texts as equal, only PostgreSQL can compare them",
+                repair="filter by a column with a deterministic collation",
+            )
 
     def _text_facts(self, name: str) -> frozenset[str]:
         relation = self._relation

@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Final
 
 from walstream.errors import FilterError
 from walstream.predicate.letters import fold
 
 Matcher = Callable[[str], bool]
 
-PATTERN_CHARACTERS_MAX = 4096
+PATTERN_CHARACTERS_MAX: Final = 1000
+
+_STEPS_MAX: Final = 50_000_000
+"""Texts on which a pattern with _ could take longer are not looked at: about a tenth of a second."""
 
 _Piece = list[str | None]  # characters; None stands for any one
 
 
 def matcher(pattern: str, *, insensitive: bool = False, ascii_case: bool = False) -> Matcher:
-    """Whether a text matches. ``ascii_case``: only a to z have a case. Raises FilterError."""
+    """Whether a text matches. ``ascii_case``: only a to z have a case. Raises FilterError.
+
+    A matcher raises ValueError for a text on which a pattern with _ would take too long.
+    """
     if len(pattern) > PATTERN_CHARACTERS_MAX:
         raise FilterError(f"LIKE pattern of more than {PATTERN_CHARACTERS_MAX} characters")
     pieces = _pieces(pattern)
@@ -61,8 +68,11 @@ def _matcher(pieces: list[_Piece]) -> Matcher:
     tail, tail_length = _expression(last).match, len(last)
     # The first place is never worse than a later one: what follows a % only needs room.
     searches = [(_expression(piece).search, len(piece)) for piece in middle if piece]
+    longest = max((len(piece) for piece in middle if None in piece), default=0)
 
     def match(text: str) -> bool:
+        if len(text) * longest > _STEPS_MAX:
+            raise ValueError("too long for the pattern")
         end = len(text) - tail_length
         at = head_length
         if at > end or head(text) is None:
