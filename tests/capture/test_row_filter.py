@@ -62,8 +62,40 @@ def test_any_text_is_a_filter_or_a_filter_error(text: str) -> None:
 
 
 _words = st.sampled_from(
-    """a "B c" and OR not ( ) = <> in is null true like 'x' 5 - between distinct from :: int4 , ~ !~* ' " unknown ilike
-    .5e1 .""".split()
+    [
+        "a",
+        '"B',
+        'c"',
+        "and",
+        "OR",
+        "not",
+        "(",
+        ")",
+        "=",
+        "<>",
+        "in",
+        "is",
+        "null",
+        "true",
+        "like",
+        "'x'",
+        "5",
+        "-",
+        "between",
+        "distinct",
+        "from",
+        "::",
+        "int4",
+        ",",
+        "~",
+        "!~*",
+        "'",
+        '"',
+        "unknown",
+        "ilike",
+        ".5e1",
+        ".",
+    ]
 )
 
 
