@@ -430,7 +430,7 @@ def test_drain_lets_every_handler_speak_first_even_if_one_fails() -> None:
 
     async def main() -> None:
         async with served(Mute()) as ws:
-            ws.sockets.drain(SERVICE_RESTART, "Server requested disconnect")
+            await ws.sockets.drain(SERVICE_RESTART, "Server requested disconnect")
             assert await read_frame(ws.client) == (1, b"goodbye")
             assert await read_frame(ws.client) == (8, closing(1012) + b"Server requested disconnect")
             ws.client.send(masked(closing(1012), 8))

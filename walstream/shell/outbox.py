@@ -50,8 +50,8 @@ class Outbox:
     """
 
     __slots__ = (
-        "_emptied",
         "_offset",
+        "_progress",
         "_queue",
         "_send",
         "_sock",
@@ -76,7 +76,7 @@ class Outbox:
         self._wake = wake
         self._queue: list[bytes] | None = None  # None exactly when OPEN and empty: the one test of the fast path
         self._offset = 0  # bytes of the first chunk that are sent
-        self._emptied: trio.Event | None = None
+        self._progress: trio.Event | None = None
         self.on_overflow = on_overflow
         self.limit_bytes = limit_bytes
         self.queued_bytes = 0
@@ -155,7 +155,8 @@ class Outbox:
         self._queue = []
         self._offset = self.queued_bytes = 0
         self.parked = False
-        self._announce_empty()
+        if self._progress is not None:
+            self._announce_progress(self._progress)
 
     async def drain(self) -> None:
         """Write whenever the kernel has room, until nothing is queued. Cancelling it loses nothing."""
@@ -170,10 +171,14 @@ class Outbox:
 
     async def wait_empty(self) -> None:
         """Wait until everything queued is sent, or the outbox is dead."""
-        while self.queued_bytes:
-            if self._emptied is None:
-                self._emptied = trio.Event()
-            await self._emptied.wait()
+        await self.wait_below(1)
+
+    async def wait_below(self, size: int) -> None:
+        """Wait until fewer than ``size`` bytes are queued, or the outbox is dead."""
+        while self.queued_bytes >= size:
+            if self._progress is None:
+                self._progress = trio.Event()
+            await self._progress.wait()
         await trio.lowlevel.checkpoint()
 
     def _overflow(self) -> None:
@@ -186,10 +191,9 @@ class Outbox:
             self.parked = True
             self._wake(self)
 
-    def _announce_empty(self) -> None:
-        if self._emptied is not None:
-            self._emptied.set()
-            self._emptied = None
+    def _announce_progress(self, waiting: trio.Event) -> None:
+        self._progress = None
+        waiting.set()
 
     def _write(self, queue: list[bytes]) -> None:
         try:
@@ -208,10 +212,11 @@ class Outbox:
             self._queue = [] if self.state else None
             self._offset = 0
             self.parked = False
-            self._announce_empty()
-            return
-        self._drop_sent(queue, sent)
-        self._park()
+        else:
+            self._drop_sent(queue, sent)
+            self._park()
+        if self._progress is not None:
+            self._announce_progress(self._progress)
 
     def _write_some(self, queue: list[bytes]) -> int:
         offset = self._offset

@@ -61,7 +61,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Queue ``data`` behind what is queued and write. Waits while the peer is behind by ``SEND_BYTES``.
 
-        The bytes are queued whole or, when cancelled before, not at all. Raises trio.BrokenResourceError when the
+        The bytes are queued whole or, when cancelled before that, not at all. Raises trio.BrokenResourceError when the
         connection is gone, closed, or stalled for ``send_seconds``; bytes after an outbox's last frame are dropped.
         """
         # Before the write, not after it: a caller that acts on the sent bytes then does so before anybody else.
@@ -69,15 +69,19 @@ class SocketStream(trio.abc.HalfCloseableStream):
         outbox = self.outbox
         if outbox.state is State.DEAD or self.closed:
             raise trio.BrokenResourceError("the connection is closed")
-        if not data or not outbox.push(bytes(data)):
-            return
-        outbox.flush()
-        if outbox.queued_bytes > SEND_BYTES:
-            with trio.move_on_after(self.send_seconds):
-                await outbox.wait_empty()
-            if outbox.queued_bytes:
-                self.abort()
-                raise trio.BrokenResourceError("the peer does not read")
+        if outbox.queued_bytes + len(data) > outbox.limit_bytes:
+            await self._wait_below(1)
+        if data and outbox.push(bytes(data)):
+            outbox.flush()
+        if outbox.queued_bytes >= SEND_BYTES:
+            await self._wait_below(SEND_BYTES)
+
+    async def _wait_below(self, size: int) -> None:
+        with trio.move_on_after(self.send_seconds) as waiting:
+            await self.outbox.wait_below(size)
+        if waiting.cancelled_caught:
+            self.abort()
+            raise trio.BrokenResourceError("the peer does not read")
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until everything queued is sent."""

@@ -46,6 +46,9 @@ FRAGMENTS_MAX: Final = 10_000
 GOODBYE_SECONDS: Final = 2.0
 """For a peer to take our last words after it broke the protocol."""
 
+DRAIN_SLICE: Final = 200
+"""Sockets that say goodbye before other tasks get a turn."""
+
 _TELLABLE: Final = frozenset({1002, 1003, 1007, 1008, 1009, 1011})
 
 log = structlog.get_logger()
@@ -232,6 +235,7 @@ class WebSockets:
         self._feeds: dict[Outbox, _Feed] = {}
         self._nursery: trio.Nursery | None = None
         self._emptied: trio.Event | None = None
+        self._sent_bytes = 0
 
     def __len__(self) -> int:
         return len(self._feeds)
@@ -283,9 +287,21 @@ class WebSockets:
                 stream.abort()
                 self._forget(socket)
 
-    def drain(self, code: int, reason: str) -> None:
-        """Let every handler say goodbye, then close its socket with ``code``."""
-        for feed in list(self._feeds.values()):
+    @property
+    def queued_bytes(self) -> int:
+        """Unsent bytes of all sockets."""
+        return sum(outbox.queued_bytes for outbox in self._feeds)
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes sent to all sockets, those that are closed included."""
+        return self._sent_bytes + sum(outbox.sent_bytes for outbox in self._feeds)
+
+    async def drain(self, code: int, reason: str) -> None:
+        """Let every handler say goodbye, then close its socket with ``code``. Others get a turn now and then."""
+        for number, feed in enumerate(list(self._feeds.values()), 1):
+            if number % DRAIN_SLICE == 0:
+                await trio.lowlevel.checkpoint()
             socket = feed.socket
             if feed.handler is not None and socket.is_open:
                 try:
@@ -349,7 +365,8 @@ class WebSockets:
             self._on_closed(socket)
 
     def _forget(self, socket: Socket) -> None:
-        self._feeds.pop(socket.outbox, None)
+        if self._feeds.pop(socket.outbox, None) is not None:
+            self._sent_bytes += socket.outbox.sent_bytes
         if not self._feeds and self._emptied is not None:
             self._emptied.set()
             self._emptied = None

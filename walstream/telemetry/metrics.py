@@ -1,0 +1,102 @@
+"""Metrics of one node in Prometheus' text format, each with a bounded set of labels.
+
+What is counted where the work is hot is a plain number there and read only when somebody asks (``watch``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final, Literal, NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+
+Watched = Literal[
+    "connections",
+    "channels",
+    "subscriptions",
+    "changes_in",
+    "changes_out",
+    "frames_out",
+    "bytes_out",
+    "outbox_bytes",
+    "history_bytes",
+    "history_seconds",
+]
+
+JOIN_RESULTS: Final = ("ok", "refused", "failed")
+CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 1013})
+
+
+class _Description(NamedTuple):
+    kind: type[CounterMetricFamily] | type[GaugeMetricFamily]
+    help: str
+
+
+WATCHED: Final[dict[Watched, _Description]] = {
+    "connections": _Description(GaugeMetricFamily, "WebSockets open now."),
+    "channels": _Description(GaugeMetricFamily, "Topics joined now, counted once per socket."),
+    "subscriptions": _Description(GaugeMetricFamily, "Rows of the subscriptions table in force."),
+    "changes_in": _Description(CounterMetricFamily, "Row changes decoded from the WAL and captured."),
+    "changes_out": _Description(CounterMetricFamily, "Row changes matched to at least one client."),
+    "frames_out": _Description(CounterMetricFamily, "WebSocket frames handed to outboxes."),
+    "bytes_out": _Description(CounterMetricFamily, "Bytes written to WebSockets."),
+    "outbox_bytes": _Description(GaugeMetricFamily, "Bytes waiting in outboxes."),
+    "history_bytes": _Description(GaugeMetricFamily, "Bytes of recent changes in memory."),
+    "history_seconds": _Description(GaugeMetricFamily, "Age of the oldest change that can be resumed from."),
+}
+
+
+class _Reader(Collector):
+    def __init__(self) -> None:
+        self.reads: dict[Watched, Callable[[], float]] = {}
+
+    def collect(self) -> Iterable[Metric]:
+        for name, read in self.reads.items():
+            description = WATCHED[name]
+            yield description.kind(f"walstream_{name}", description.help, value=read())
+
+
+class Metrics:
+    """The metrics of one node, in a registry of their own: two nodes may live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._reader = _Reader()
+        self.registry.register(self._reader)
+        ProcessCollector(registry=self.registry)
+        registry = self.registry
+        self.joins = Counter("walstream_joins", "Channel joins by result.", ["result"], registry=registry)
+        self.closes = Counter("walstream_closes", "WebSockets closed, by code.", ["code"], registry=registry)
+        self.slow_closes = Counter("walstream_slow_closes", "WebSockets closed as too slow.", registry=registry)
+        self.messages_in = Counter("walstream_messages_in", "Messages of clients.", registry=registry)
+        self.decode_errors = Counter("walstream_decode_errors", "WAL records not understood.", registry=registry)
+        self.reader_restarts = Counter("walstream_reader_restarts", "Restarts of the WAL stream.", registry=registry)
+        self.slot_lag_bytes = Gauge("walstream_slot_lag_bytes", "WAL written but not confirmed.", registry=registry)
+        self.slot_retained_bytes = Gauge(
+            "walstream_slot_retained_bytes", "WAL kept because of the slot.", registry=registry
+        )
+        self.heartbeat_seconds = Gauge(
+            "walstream_heartbeat_seconds", "Newest round trip through the WAL.", registry=registry
+        )
+        self.join_seconds = Histogram("walstream_join_seconds", "From join to reply.", registry=registry)
+        for result in JOIN_RESULTS:
+            self.joins.labels(result)  # present from the start, so that a rate can be taken of the first one
+
+    def watch(self, name: Watched, read: Callable[[], float]) -> None:
+        """Take the value from ``read`` whenever the page is asked for."""
+        self._reader.reads[name] = read
+
+    def joined(self, result: Literal["ok", "refused", "failed"]) -> None:
+        """Count a join."""
+        self.joins.labels(result).inc()
+
+    def closed(self, code: int) -> None:
+        """Count the end of a WebSocket; codes that clients make up count as "other"."""
+        self.closes.labels(str(code) if code in CLOSE_CODES else "other").inc()
+
+    def page(self) -> tuple[bytes, str]:
+        """The text and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
