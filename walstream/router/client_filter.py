@@ -36,6 +36,7 @@ DEPTH_MAX: Final = 16
 
 _GROUP: Final = re.compile(r"(not\.)?(and|or)=?\((.*)\)", re.DOTALL)
 _DOTTED: Final = re.compile(r'("(?:[^"\\]|\\.)+"|[^.="()]+)\.(.*)', re.DOTALL)
+_EQUATED: Final = re.compile(r'("(?:[^"\\]|\\.)+"|[^=]+)=(.*)', re.DOTALL)
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 _TRUTHS: Final[dict[str, bool | None]] = {"true": True, "false": False, "unknown": None}
@@ -120,13 +121,14 @@ class _Parser:
         self._conditions += 1
         if self._conditions > CONDITIONS_MAX:
             _wrong(f"more than {CONDITIONS_MAX} conditions")
-        column, equals, rest = text.partition("=")
         dotted = _DOTTED.fullmatch(text) if depth else None
-        if dotted is not None and (dotted[2].partition(".")[0] in _OPERATORS or dotted[2].startswith("not.")):
+        if dotted is not None and dotted[2].removeprefix("not.").partition(".")[0] in _OPERATORS:
             return self._condition(_unquoted(dotted[1].strip()), dotted[2])
-        if not equals or not column.strip():
+        equated = _EQUATED.fullmatch(text)
+        column = "" if equated is None else _unquoted(equated[1].strip())
+        if equated is None or not column:
             _malformed(text)
-        return self._condition(_unquoted(column.strip()), rest.lstrip())
+        return self._condition(column, equated[2].lstrip())
 
     def _condition(self, column: str, text: str) -> Expression:
         positive = text.removeprefix("not.")
