@@ -207,7 +207,7 @@ class Counting:
 def test_bindings_that_do_not_match_cost_nothing() -> None:
     made = router(*[binding(f"t=eq.r{number},n=gt.0") for number in range(500)], binding("t=eq.a,n=gt.0"))
     assert len(made.match(insert(ONE))) == 1
-    (view,) = made._shapes.values()
+    (view,) = made._shapes["public", "things"].values()
     (column,) = view.lanes[Operation.INSERT]._columns.values()
     column.key = counting = Counting(column.key)
     assert len(made.match(insert(ONE))) == 1
@@ -220,7 +220,7 @@ def test_of_several_equalities_the_one_that_few_share_finds_the_row() -> None:
     made.match(insert(ONE))
     for number in range(1, 50):
         made.add(binding(f"b=eq.true,n=eq.{number}"), {})
-    (view,) = made._shapes.values()
+    (view,) = made._shapes["public", "things"].values()
     columns = view.lanes[Operation.INSERT]._columns
     assert max(len(bucket) for column in columns.values() for bucket in column.buckets.values()) <= 1
     assert matched(made, insert(ONE)) == {made.add(binding("b=eq.true,n=eq.1"), {})}
@@ -303,11 +303,11 @@ def test_partitions_of_one_shape_share_their_arrangement_and_old_definitions_go(
     ]
     for leaf in leaves:
         assert len(made.match(insert(ONE, leaf))) == 1
-    assert len(made._shapes) == 1
+    assert len(made._shapes["public", "things"]) == 1
     for number in range(20):
         wider = Relation("public", "things", (*COLUMNS, Column(f"c{number}", 23, "int4")), ("n",))
         assert len(made.match(insert((*ONE, b"1"), wider))) == 1
-    assert len(made._shapes) == 1 + STATES_PER_TABLE
+    assert len(made._shapes["public", "things"]) == 1 + STATES_PER_TABLE
     assert len(made._views) == 20 + STATES_PER_TABLE
     assert len(made.match(insert(ONE, leaves[0]))) == 1
 
@@ -317,5 +317,5 @@ def test_a_list_without_values_matches_nothing_and_leaves_without_a_trace() -> N
     assert made.match(insert(ONE)) in ((), [])
     for text in ("n=in.()", "n=in.(null)"):
         made.remove(binding(text))
-    (view,) = made._shapes.values()
+    (view,) = made._shapes["public", "things"].values()
     assert not view.lanes[Operation.INSERT]._columns

@@ -46,7 +46,7 @@ class Router:
         self._by_table: dict[tuple[str, str], dict[int, _Entry]] = {}
         self._views: dict[Relation, View] = {}
         self._tables: dict[tuple[str, str], dict[Relation, View]] = {}
-        self._shapes: dict[tuple[str, str, tuple[Column, ...]], View] = {}
+        self._shapes: dict[tuple[str, str], dict[tuple[Column, ...], View]] = {}
         self.faults: dict[tuple[int, str, str], str] = {}
 
     def __len__(self) -> int:
@@ -133,10 +133,10 @@ class Router:
             self._forget(other)
         if len(siblings) >= PARTITIONS_MAX:
             self._forget(next(iter(siblings)))
-        shape = (*table, relation.columns)
-        view = self._shapes.get(shape)
+        shapes = self._shapes.setdefault(table, {})
+        view = shapes.get(relation.columns)
         if view is None:
-            view = self._shapes[shape] = View(relation, self._catalog)
+            view = shapes[relation.columns] = View(relation, self._catalog)
             for key in (table, (relation.schema, ANY), (ANY, relation.name), (ANY, ANY)):
                 for entry in self._by_table.get(key, {}).values():
                     self._put(entry, view)
@@ -149,12 +149,15 @@ class Router:
         del self._tables[relation.schema, relation.name][relation]
         view.users -= 1
         if view.users == 0:
-            del self._shapes[relation.schema, relation.name, relation.columns]
+            del self._shapes[relation.schema, relation.name][relation.columns]
 
     def _views_for(self, wish: Binding) -> Iterator[View]:
-        for (schema, name, _), view in self._shapes.items():
+        if ANY not in (wish.schema, wish.table):
+            yield from self._shapes.get((wish.schema, wish.table), {}).values()
+            return
+        for (schema, name), shapes in self._shapes.items():
             if wish.schema in (ANY, schema) and wish.table in (ANY, name):
-                yield view
+                yield from shapes.values()
 
     def _place(self, entry: _Entry) -> None:
         for view in self._views_for(entry.wish):
