@@ -54,6 +54,14 @@ class TypeInfo(msgspec.Struct, frozen=True):
     labels: tuple[str, ...] = ()  # enum labels in sort order
 
 
+class Column(msgspec.Struct, frozen=True):
+    """A column as its row's WAL record names it. ``type_name`` is pg_type.typname."""
+
+    name: str
+    type_oid: int
+    type_name: str
+
+
 class RelationInfo(msgspec.Struct, frozen=True):
     """What the catalog knows of a table and its WAL record does not say.
 
@@ -68,7 +76,11 @@ class RelationInfo(msgspec.Struct, frozen=True):
     identity_columns: tuple[str, ...] = ()  # columns that the old key holds; all for FULL, () if none
     root: tuple[str, str] = ("", "")
     column_order: tuple[str, ...] = ()  # of the root, by attribute number
+    columns: tuple[Column, ...] = ()  # as the catalog has them now, in the root's order
     row_security: bool = False
+    ordered_text: frozenset[str] = frozenset()  # text columns whose collation orders by code point
+    ascii_case: frozenset[str] = frozenset()  # text columns whose collation gives a case to ASCII letters alone
+    fuzzy_text: frozenset[str] = frozenset()  # text columns whose collation is not deterministic
 
 
 class CatalogMiss(Exception):
@@ -109,14 +121,6 @@ class Catalog:
         """Drop all relations: something may have been altered, and the next use asks again."""
         self.relations.clear()
         self.version += 1
-
-
-class Column(msgspec.Struct, frozen=True):
-    """A column as its row's WAL record names it. ``type_name`` is pg_type.typname."""
-
-    name: str
-    type_oid: int
-    type_name: str
 
 
 class Relation(msgspec.Struct, frozen=True, eq=False, dict=True):
