@@ -167,6 +167,13 @@ def test_patterns_that_make_others_backtrack_for_ever_are_answered() -> None:
     assert regex.matcher("(a|b)*a(a|b){12}c")("ab" * 3000) is False
 
 
+def test_a_search_that_takes_too_much_work_is_given_up() -> None:
+    hostile = regex.matcher("(a|b)*a(a|b){200}c")
+    with pytest.raises(ValueError, match="too much work"):
+        hostile(bin(3**20_000)[2:].replace("0", "a").replace("1", "b"))
+    assert hostile("a" * 100) is False
+
+
 def test_patterns_and_texts_have_a_length_beyond_which_nothing_is_tried() -> None:
     with pytest.raises(FilterError, match="more than 500 characters"):
         regex.matcher("a" * 501)

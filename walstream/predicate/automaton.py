@@ -18,6 +18,8 @@ Constraint: TypeAlias = Literal["start", "end", "word start", "word end", "word 
 NODES_MAX: Final = 1000
 _PARTS_MAX: Final = 4 * NODES_MAX  # repeated emptiness makes no nodes, and is work all the same
 _TRANSITIONS_MAX: Final = 4096
+WORK_MAX: Final = 500_000
+"""Nodes that one search may look at outside what is remembered: about a tenth of a second."""
 
 
 class Chars(msgspec.Struct, frozen=True):
@@ -161,6 +163,7 @@ class Automaton:
         self._nodes = _Nodes()
         self._first = self._nodes.add(tree, 0)
         self._is_word = is_word
+        self._work = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -169,8 +172,9 @@ class Automaton:
         self._transitions = 0
 
     def search(self, text: str) -> bool:
-        """Whether the expression matches anywhere in ``text``."""
+        """Whether the expression matches anywhere in ``text``. Raises ValueError if that takes too much work."""
         state = self._start
+        self._work = 0
         for char in text:
             following = state.next.get(char)
             if following is None:
@@ -186,6 +190,9 @@ class Automaton:
         self._transitions += 1
         after = _WORD if self._is_word(char) else _OTHER
         reached = self._nodes.closure(state.nodes, state.before, after)
+        self._work += len(reached)
+        if self._work > WORK_MAX:
+            raise ValueError("too much work for one search")
         if 0 in reached:
             following = _MATCHED
         else:

@@ -44,7 +44,7 @@ def matcher(pattern: str, *, insensitive: bool = False, ascii_case: bool = False
     """Whether a text has a match in it. ``ascii_case``: only ASCII has cases and classes.
 
     Raises FilterError naming the construct for what is not regular, not known or too large. A matcher raises
-    ValueError for a text of more than ``TEXT_CHARACTERS_MAX`` characters.
+    ValueError for a text of more than ``TEXT_CHARACTERS_MAX`` characters, or on which it would take too long.
     """
     automaton = Automaton(*_Parser(pattern, insensitive, ascii_case).parse())
 
