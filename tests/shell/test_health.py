@@ -1,0 +1,136 @@
+"""The health board: when a node is ready, degraded or neither, and what it shows."""
+
+from __future__ import annotations
+
+import msgspec
+from structlog.testing import capture_logs
+
+from walstream.shell.health import Health, SlotFacts
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def board(clock: Clock | None = None) -> Health:
+    return Health(version="1.0", node="here", heartbeat_seconds=10, clock=clock or Clock())
+
+
+def bring_up(health: Health) -> None:
+    health.database_up()
+    health.reader_is("streaming")
+    health.heartbeat_emitted()
+    health.heartbeat_received()
+
+
+def test_a_new_node_is_live_and_not_ready() -> None:
+    health = board()
+    assert health.live()[0] == 200
+    status, body = health.ready()
+    assert (status, body["status"]) == (503, "starting")
+
+
+def test_a_node_is_ready_once_it_streams_and_a_heartbeat_came_back() -> None:
+    health = board()
+    health.database_up()
+    health.reader_is("streaming")
+    assert health.ready() == (503, {"status": "starting", "reasons": ["heartbeat: none has come back yet"]})
+    health.heartbeat_emitted()
+    assert health.ready()[0] == 503
+    health.heartbeat_received()
+    assert health.ready() == (200, {"status": "ready", "reasons": []})
+
+
+def test_a_standby_is_not_ready() -> None:
+    health = board()
+    health.database_up()
+    health.heartbeat_received()
+    health.reader_is("standby", "another daemon streams the slot")
+    assert health.ready() == (
+        503,
+        {"status": "starting", "reasons": ["reader: standby: another daemon streams the slot"]},
+    )
+
+
+def test_a_node_that_lost_its_database_stays_ready_but_degraded() -> None:
+    health = board()
+    bring_up(health)
+    health.database_down("connection refused")
+    health.reader_is("retrying", "connection refused")
+    status, body = health.ready()
+    assert (status, body["status"]) == (200, "degraded")
+    assert body["reasons"] == ["database: connection refused", "reader: retrying: connection refused"]
+    bring_up(health)
+    assert health.ready()[1]["status"] == "ready"
+
+
+def test_overdue_heartbeats_degrade() -> None:
+    clock = Clock()
+    health = board(clock)
+    bring_up(health)
+    clock.now += 30
+    assert health.ready()[1]["status"] == "ready"
+    clock.now += 1
+    assert health.ready() == (200, {"status": "degraded", "reasons": ["heartbeat: overdue"]})
+
+
+def test_a_draining_node_is_not_ready() -> None:
+    health = board()
+    bring_up(health)
+    health.drain()
+    assert health.ready() == (503, {"status": "draining", "reasons": ["draining"]})
+
+
+def test_the_board_shows_everything_that_the_contract_names() -> None:
+    clock = Clock()
+    health = board(clock)
+    health.clients = lambda: 3
+    health.subscriptions = lambda: 2
+    health.slot = SlotFacts("walstream", "wal2json", True, 10, "reserved", 20, None)
+    bring_up(health)
+    health.heartbeat_emitted()
+    clock.now += 0.25
+    health.heartbeat_received()
+    clock.now += 2
+    shown = health.health()
+    assert msgspec.json.decode(msgspec.json.encode(shown)) == shown
+    assert shown == {
+        "status": "ready",
+        "reasons": [],
+        "version": "1.0",
+        "node": "here",
+        "draining": False,
+        "database": {"status": "up", "reason": ""},
+        "slot": {
+            "name": "walstream",
+            "plugin": "wal2json",
+            "active": True,
+            "lag_bytes": 10,
+            "wal_status": "reserved",
+            "retained_bytes": 20,
+            "safe_bytes": None,
+        },
+        "reader": {"status": "streaming", "reason": ""},
+        "heartbeat": {"emitted_seconds_ago": 2.25, "received_seconds_ago": 2.0, "round_trip_seconds": 0.25},
+        "clients": 3,
+        "subscriptions": 2,
+        "uptime": 2.25,
+    }
+
+
+def test_only_changes_of_state_are_logged() -> None:
+    health = board()
+    with capture_logs() as logs:
+        bring_up(health)
+        bring_up(health)
+        health.database_down("gone")
+        health.database_down("gone")
+    assert [(line["event"], line["status"], line["log_level"]) for line in logs] == [
+        ("health.changed", "starting", "info"),
+        ("health.changed", "ready", "info"),
+        ("health.changed", "degraded", "warning"),
+    ]
