@@ -20,6 +20,7 @@ from walstream.shell.health import Health
 from walstream.shell.http_app import make_app
 from walstream.shell.limits import EdgeLimits, raise_open_files
 from walstream.shell.sockets import Admitted, Head, HttpReply, refusal
+from walstream.telemetry.metrics import Metrics
 
 GET = b"GET %b HTTP/1.1\r\nHost: example.org\r\n\r\n"
 
@@ -44,8 +45,9 @@ class Doorman:
 class Running:
     """An edge that listens, its parts, and a way to reach it."""
 
-    def __init__(self, edge: Edge, door: Doorman, health: Health, port: int) -> None:
+    def __init__(self, edge: Edge, door: Doorman, health: Health, metrics: Metrics, port: int) -> None:
         self.edge = edge
+        self.metrics = metrics
         self.door = door
         self.health = health
         self.port = port
@@ -82,10 +84,17 @@ class Running:
 async def listening(limits: EdgeLimits | None = None, *, echo: bool = True) -> AsyncIterator[Running]:
     door = Doorman(echo=echo)
     health = Health(version="1", node="n")
-    application = make_app(health, lambda: (b"", "text/plain"))
+    metrics = Metrics()
+    application = make_app(health, metrics.page)
     edge = Edge(
-        "127.0.0.1", 0, limits=limits or EdgeLimits(), admit=door, application=application, health=health
-    )  # fmt: skip
+        "127.0.0.1",
+        0,
+        limits=limits or EdgeLimits(),
+        admit=door,
+        application=application,
+        health=health,
+        metrics=metrics,
+    )
     async with trio.open_nursery() as nursery:
 
         async def serve(*, task_status: trio.TaskStatus[list[tuple[str, int]]]) -> None:
@@ -93,7 +102,7 @@ async def listening(limits: EdgeLimits | None = None, *, echo: bool = True) -> A
             running.ended.set()
 
         addresses = await nursery.start(serve)
-        running = Running(edge, door, health, addresses[0][1])
+        running = Running(edge, door, health, metrics, addresses[0][1])
         yield running
         nursery.cancel_scope.cancel()
 
@@ -216,6 +225,34 @@ def test_a_bug_in_the_admission_ends_one_connection_only() -> None:
                     assert await read_until_closed(second) == b""
                 client.send(masked(b"still here"))
                 assert await read_frame(client) == (1, b"still here")
+
+    run(main)
+
+
+def test_connections_bytes_and_closes_are_counted() -> None:
+    async def main() -> None:
+        async with listening(EdgeLimits(outbox_bytes=5000)) as running:
+            with await running.open() as client, await running.open():
+                client.send(masked(b"hello"))
+                await read_frame(client)
+                page = (await running.ask(GET % b"/metrics"))[1].decode()
+                assert "walstream_connections 2.0\n" in page
+                assert f"walstream_bytes_out_total {running.edge.sockets.sent_bytes:.1f}\n" in page
+                assert running.health.health()["clients"] == 2
+                client.send(masked((1000).to_bytes(2, "big"), 8))
+                await read_until_closed(client)
+                slow = running.door.recorders[1].socket
+                assert slow is not None
+                while slow.is_open:
+                    slow.send(b"x" * 4000)
+                slow.abort()
+                await running.edge.sockets.wait_empty()
+                page = (await running.ask(GET % b"/metrics"))[1].decode()
+                assert 'walstream_closes_total{code="1000"} 1.0\n' in page
+                assert 'walstream_closes_total{code="1013"} 1.0\n' in page
+                assert "walstream_slow_closes_total 1.0\n" in page
+                assert "walstream_connections 0.0\n" in page
+                assert running.edge.sockets.sent_bytes > 7
 
     run(main)
 

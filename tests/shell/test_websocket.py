@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from tests.shell.edge_support import (
     KEY,
@@ -439,3 +442,32 @@ def test_a_close_reason_is_cut_between_characters() -> None:
     cut = close_frame(1012, "é" * 100)
     assert len(cut) == 2 + 2 + 122
     assert cut[4:].decode() == "é" * 61
+
+
+pieces = st.one_of(
+    st.builds(masked, st.binary(max_size=20), st.sampled_from([1, 2, 9, 10])),
+    st.builds(masked, st.binary(max_size=20), st.sampled_from([0, 1, 2]), final=st.just(False)),
+    st.builds(masked, st.sampled_from([b"", closing(1000), closing(1005), closing(4000) + b"\xff", b"x"]), st.just(8)),
+    st.binary(max_size=30),
+)
+
+
+@settings(max_examples=80)
+@given(sent=st.lists(pieces, max_size=8), server_closes_after=st.integers(0, 8))
+def test_whatever_a_client_sends_it_ends_once_and_alone(sent: list[bytes], server_closes_after: int) -> None:
+    async def main() -> None:
+        async with served(Recorder(echo=True)) as ws:
+            for number, piece in enumerate(sent):
+                if number == server_closes_after:
+                    ws.socket.close(SERVICE_RESTART)
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    ws.client.send(piece)
+                await BLOCKED()
+            ws.client.close()
+            await ws.sockets.wait_empty()
+            assert ws.recorder.events == ["closed"]
+            assert ws.stream.closed
+
+    with capture_logs() as logs:
+        run(main, autojump=True)
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
@@ -21,10 +22,21 @@ from walstream.shell.http_edge import Application, HttpServer
 from walstream.shell.limits import PENDING_MAX, PLAIN_MAX, REFUSAL_SECONDS, EdgeLimits
 from walstream.shell.outbox import Drains, Outbox
 from walstream.shell.pinger import tend_all
-from walstream.shell.sockets import REASON_DRAIN, SERVICE_RESTART, Admit, Admitted, Head, HttpReply, refusal
+from walstream.shell.sockets import (
+    REASON_DRAIN,
+    SERVICE_RESTART,
+    TRY_AGAIN_LATER,
+    Admit,
+    Admitted,
+    Head,
+    HttpReply,
+    Socket,
+    refusal,
+)
 from walstream.shell.stream import SocketStream
 from walstream.shell.websocket import WebSockets, check_handshake
 from walstream.telemetry.log import CONNECTION_FAILED, CONNECTION_REFUSED, LISTENER_OVERLOADED, SERVER_DRAINING
+from walstream.telemetry.metrics import Metrics
 
 SOCKET_PATHS: Final = frozenset({"/socket/websocket", "/realtime/v1/websocket"})
 
@@ -51,13 +63,30 @@ class Edge:
     """Everything between the network and the handlers of one node.
 
     Tasks of ``run``: one per listener, one per connection that has not become a WebSocket, one per WebSocket, one per
-    outbox that waits for its reader, one pinger.
+    outbox that waits for its reader, one pinger. ``on_overflow``: see ``WebSockets``; by default who is too slow is
+    told so and closed.
     """
 
     def __init__(
-        self, host: str, port: int, *, limits: EdgeLimits, admit: Admit, application: Application, health: Health
+        self,
+        host: str,
+        port: int,
+        *,
+        limits: EdgeLimits,
+        admit: Admit,
+        application: Application,
+        health: Health,
+        metrics: Metrics,
+        on_overflow: Callable[[Socket], None] | None = None,
     ) -> None:
-        self.sockets = WebSockets(max_frame_bytes=limits.max_frame_bytes)
+        self.sockets = WebSockets(
+            max_frame_bytes=limits.max_frame_bytes, on_overflow=on_overflow, on_closed=self._count_close
+        )
+        health.clients = self.sockets.__len__
+        self._metrics = metrics
+        metrics.watch("connections", self.sockets.__len__)
+        metrics.watch("bytes_out", lambda: self.sockets.sent_bytes)
+        metrics.watch("outbox_bytes", lambda: self.sockets.queued_bytes)
         self._host = host
         self._port = port
         self._limits = limits
@@ -118,6 +147,11 @@ class Edge:
     async def _tend(self) -> None:
         limits = self._limits
         await tend_all(self.sockets, ping_seconds=limits.ping_seconds, idle_seconds=limits.idle_seconds)
+
+    def _count_close(self, closed: Socket, code: int) -> None:
+        self._metrics.closed(code)
+        if closed.close_code == TRY_AGAIN_LATER:
+            self._metrics.slow_closes.inc()
 
     # -- accepting
 

@@ -165,14 +165,18 @@ class _Guarded:
 
 
 class WebSockets:
-    """The open sockets of this node: ``run`` owns one task per socket."""
+    """The open sockets of this node: ``run`` owns one task per socket.
+
+    ``on_overflow``: decides about a socket whose outbox refused a chunk, in the middle of a fan-out (see ``Outbox``).
+    ``on_closed``: after the handler's ``closed``, with the close code that was sent or else received, or 1006.
+    """
 
     def __init__(
         self,
         *,
         max_frame_bytes: int,
         on_overflow: Callable[[Socket], None] | None = None,
-        on_closed: Callable[[Socket], None] | None = None,
+        on_closed: Callable[[Socket, int], None] | None = None,
     ) -> None:
         self._max_frame_bytes = max_frame_bytes
         self._on_overflow = on_overflow or close_slow
@@ -293,12 +297,12 @@ class WebSockets:
         handler, feed.handler = feed.handler, None
         if handler is None:
             return
-        socket = feed.socket
+        socket, code = feed.socket, _code(feed)
         log.info(
             SOCKET_CLOSED,
             session_id=socket.id,
             peer=socket.peer,
-            code=_code(feed),
+            code=code,
             seconds=round(time.time() - socket.connected_at, 3),
             bytes=socket.outbox.sent_bytes,
         )
@@ -307,7 +311,7 @@ class WebSockets:
         except Exception:  # bulkhead: a bug in one handler's clean-up
             log.exception(HANDLER_FAILED, session_id=socket.id, peer=socket.peer)
         if self._on_closed is not None:
-            self._on_closed(socket)
+            self._on_closed(socket, code)
 
     def _forget(self, socket: Socket) -> None:
         if self._feeds.pop(socket.outbox, None) is not None:
