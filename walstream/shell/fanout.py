@@ -1,0 +1,417 @@
+"""Fan-out: what the router matched becomes frames, encoded once, and reaches every outbox that asked for it.
+
+Sockets that get exactly the same bytes form an *audience*; a frame is built per audience, never per socket.
+Who may join and from where its changes are live is decided in ``joins``; writing to sockets is ``outbox``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+import trio
+
+from walstream.history.ring import Ring
+from walstream.history.visibility import is_live, settled
+from walstream.model import Change, Relation, Snapshot, Transaction
+from walstream.protocol.shapes import Shape, TransactionText
+from walstream.protocol.websocket import frame_header
+from walstream.router.binding import Binding
+from walstream.router.index import Router
+from walstream.shell.outbox import Outbox, broadcast
+
+SLICE_CHANGES = 500
+"""Changes of a large transaction that are routed before other tasks get a turn: a few milliseconds of work."""
+
+SLICE_SOCKETS = 512
+"""Sockets that are written to before other tasks get a turn."""
+
+
+class AudienceKey(NamedTuple):
+    """What has to be equal for two sockets to get the same bytes."""
+
+    topic: str
+    vsn: str
+    shape: Shape
+    ids: tuple[int, ...]
+    role: str
+
+
+class Access(Protocol):
+    """Which role may see which table's changes; answers from memory and fails closed."""
+
+    def allowed(self, role: str, relation: Relation) -> bool:
+        """Whether changes of ``relation`` may go to ``role``."""
+        ...
+
+
+class Member:
+    """One joined topic of one socket, as far as fan-out is concerned."""
+
+    __slots__ = ("audience", "live", "outbox", "snapshot")
+
+    def __init__(self, outbox: Outbox, audience: Audience, snapshot: Snapshot) -> None:
+        self.outbox = outbox
+        self.audience = audience
+        self.snapshot = snapshot
+        self.live = False  # for the transaction being routed, while ``snapshot`` is not settled
+
+
+class Rendered:
+    """One change in one shape and column selection, encoded when first asked for."""
+
+    __slots__ = ("change", "columns", "final", "plain", "shape", "text")
+
+    def __init__(self, change: Change, text: TransactionText, shape: Shape, columns: tuple[str, ...] | None) -> None:
+        self.change = change
+        self.text = text
+        self.shape = shape
+        self.columns = columns
+        self.plain: bytes | None = None
+        self.final: bytes | None = None
+
+    def data(self, last: bool) -> bytes:
+        """The encoded change, marked as the transaction's last one if ``last``."""
+        if last:
+            if self.final is None:
+                self.final = self.shape.render(self.change, self.text, self.columns, last=True)
+            return self.final
+        if self.plain is None:
+            self.plain = self.shape.render(self.change, self.text, self.columns, last=False)
+        return self.plain
+
+
+class Audience:
+    """The sockets behind one ``AudienceKey`` and the frames that wait for the end of the tick."""
+
+    __slots__ = ("held", "joining", "key", "pending", "prefixes", "shared", "solo", "suffix")
+
+    def __init__(self, key: AudienceKey) -> None:
+        self.key = key
+        self.solo: dict[Outbox, Member] = {}  # sockets whose only audience this is: one write per tick
+        self.shared: dict[Outbox, Member] = {}  # sockets with several: frames go in as they come, in commit order
+        self.joining: dict[Outbox, Member] = {}  # sockets for which a transaction may still be older than their join
+        self.pending: list[bytes] = []
+        self.prefixes: dict[tuple[object, tuple[int, ...]], bytes] = {}
+        self.suffix = key.shape.suffix(key.vsn)
+        # Frames of the newest change; they wait to learn whether it is their transaction's last one.
+        self.held: list[tuple[Rendered, bytes]] = []
+
+    def __len__(self) -> int:
+        return len(self.solo) + len(self.shared) + len(self.joining)
+
+    def prefix(self, change: Change, ids: tuple[int, ...]) -> bytes:
+        """What stands before the change's own text in a frame with these ids."""
+        key = (change.operation, ids)
+        prefix = self.prefixes.get(key)
+        if prefix is None:
+            prefix = self.key.shape.prefix(self.key.vsn, self.key.topic, change.operation, ids)
+            self.prefixes[key] = prefix
+        return prefix
+
+
+class Fanout:
+    """Routes transactions to audiences, synchronously and in commit order; ``flush`` ends a tick.
+
+    Every method but ``flush`` and ``run`` is synchronous, so that a join, a leave and a transaction never see each
+    other half done. A transaction that lives in a file, and all that come after it, are routed by ``run`` in slices.
+    """
+
+    def __init__(self, router: Router, ring: Ring, access: Access) -> None:
+        self._router = router
+        self._ring = ring
+        self._access = access
+        self._audiences: dict[AudienceKey, Audience] = {}
+        self._by_binding: dict[int, dict[Audience, None]] = {}
+        self._memberships: dict[Outbox, list[Member]] = {}
+        self._joining: list[Member] = []
+        self._dirty: dict[Audience, None] = {}
+        self._dirty_outboxes: dict[Outbox, None] = {}
+        self._backlog: deque[tuple[int, Transaction]] = deque()
+        self._backlog_done = 0  # changes of the backlog's first transaction that are routed already
+        self._backlog_waiting = trio.Event()
+        self._touched: dict[Audience, None] = {}  # audiences that hold a change of the half-routed transaction
+        self._server_start: float | None = None
+        self.frames_out = 0
+        self.changes_out = 0
+
+    def server_started(self, server_start: float) -> None:
+        """Remember when PostgreSQL started: snapshots of an earlier run are compared by position, not by xid."""
+        self._server_start = server_start
+
+    # -- joining and leaving
+
+    def join(self, outbox: Outbox, key: AudienceKey, snapshot: Snapshot, asked_at: int) -> Member:
+        """Add a socket. ``asked_at``: the ring's next sequence number when the snapshot was asked for.
+
+        Transactions that were routed before this call although they are live for ``snapshot`` are delivered now.
+        """
+        audience = self._audiences.get(key)
+        if audience is None:
+            audience = self._audiences[key] = Audience(key)
+            for binding_id in set(key.ids):
+                self._by_binding.setdefault(binding_id, {})[audience] = None
+        member = Member(outbox, audience, snapshot)
+        self._catch_up(member, asked_at)
+        memberships = self._memberships.setdefault(outbox, [])
+        memberships.append(member)
+        if len(memberships) == 2:
+            self._share(memberships[0])
+        audience.joining[outbox] = member
+        self._joining.append(member)
+        return member
+
+    def leave(self, member: Member) -> None:
+        """Remove a socket from an audience; nothing more of it is delivered."""
+        audience, outbox = member.audience, member.outbox
+        self._drain(audience)
+        for place in (audience.solo, audience.shared, audience.joining):
+            if place.get(outbox) is member:
+                del place[outbox]
+        if member in self._joining:
+            self._joining.remove(member)
+        memberships = self._memberships.get(outbox, [])
+        if member in memberships:
+            memberships.remove(member)
+        if not memberships:
+            self._memberships.pop(outbox, None)
+        if not audience:
+            self._forget(audience)
+
+    def _forget(self, audience: Audience) -> None:
+        if self._audiences.get(audience.key) is audience:
+            del self._audiences[audience.key]
+        for binding_id in set(audience.key.ids):
+            audiences = self._by_binding.get(binding_id, {})
+            audiences.pop(audience, None)
+            if not audiences:
+                self._by_binding.pop(binding_id, None)
+
+    def _share(self, member: Member) -> None:
+        """The socket has a second audience now: from here on its frames are queued one by one."""
+        audience = member.audience
+        if audience.solo.get(member.outbox) is member:
+            self._drain(audience)
+            del audience.solo[member.outbox]
+            audience.shared[member.outbox] = member
+
+    def _settle(self, member: Member) -> None:
+        audience, outbox = member.audience, member.outbox
+        self._drain(audience)
+        del audience.joining[outbox]
+        place = audience.solo if len(self._memberships[outbox]) == 1 else audience.shared
+        place[outbox] = member
+
+    def _catch_up(self, member: Member, asked_at: int) -> None:
+        routed = self._backlog[0][0] if self._backlog else self._ring.next_sequence
+        missed: dict[int, Transaction] = {}
+        for xid in member.snapshot.in_progress:
+            found = self._ring.by_xid(xid & 0xFFFFFFFF)
+            if found is not None:
+                missed[found[0]] = found[1]
+        missed.update(self._ring.since(asked_at))
+        for sequence in sorted(missed):
+            transaction = missed[sequence]
+            if sequence > routed or not self._is_live(transaction, member.snapshot):
+                continue
+            if sequence == routed:
+                self._replay_begun(member, transaction)
+            else:
+                self._finish(self._replay(member, transaction, transaction.changes), last=True)
+
+    def _replay(self, member: Member, transaction: Transaction, changes: Iterable[Change]) -> Audience:
+        """Deliver to one socket alone. Returns its stand-in audience, which still holds the newest change."""
+        alone = Audience(member.audience.key)
+        alone.shared[member.outbox] = member
+        audiences = {binding_id: {alone: None} for binding_id in member.audience.key.ids}
+        text = self._text(transaction)
+        for change in changes:
+            self._deliver(change, text, audiences, {})
+        return alone
+
+    def _replay_begun(self, member: Member, transaction: Transaction) -> None:
+        """The backlog's first transaction is half routed: deliver that half, the rest comes with everybody's."""
+        audience = member.audience
+        alone = self._replay(member, transaction, islice(transaction.changes, self._backlog_done))
+        member.live = True
+        if not audience.held and alone.held:
+            # Nobody else holds the newest change; the new member will, until it is known whether it is the last one.
+            audience.held = alone.held
+            self._touched[audience] = None
+
+    def _is_live(self, transaction: Transaction, snapshot: Snapshot) -> bool:
+        return is_live(transaction.xid, transaction.commit_lsn, snapshot, self._server_start)
+
+    # -- routing
+
+    def route(self, sequence: int, transaction: Transaction, *, spilled: bool) -> None:
+        """Route one transaction, or queue it behind a large one. ``sequence``: its number in the ring."""
+        if spilled or self._backlog:
+            self._backlog.append((sequence, transaction))
+            self._backlog_waiting.set()
+            return
+        self._begin(transaction)
+        text = self._text(transaction)
+        touched: dict[Audience, None] = {}
+        for change in transaction.changes:
+            self._deliver(change, text, self._by_binding, touched)
+        for audience in touched:
+            self._finish(audience, last=True)
+
+    async def run(self) -> None:
+        """Route what ``route`` queued, a slice at a time, for ever. Cancelling it between slices loses nothing sent."""
+        while True:
+            await self._backlog_waiting.wait()
+            while self._backlog:
+                sequence, transaction = self._backlog[0]
+                del sequence
+                await self._route_sliced(transaction)
+                self._backlog.popleft()
+                self._backlog_done = 0
+            self._backlog_waiting = trio.Event()
+
+    async def _route_sliced(self, transaction: Transaction) -> None:
+        text = self._text(transaction)
+        changes: Iterator[Change] = iter(transaction.changes)
+        touched = self._touched
+        while True:
+            self._begin(transaction)
+            count = 0
+            for change in islice(changes, SLICE_CHANGES):
+                self._deliver(change, text, self._by_binding, touched)
+                count += 1
+            # No await between here and the finish: a join must see either all of a slice or none of it.
+            self._backlog_done += count
+            if count < SLICE_CHANGES:
+                break
+            await self.flush()
+            await trio.lowlevel.checkpoint()
+        for audience in touched:
+            self._finish(audience, last=True)
+        touched.clear()
+        await self.flush()
+
+    def _begin(self, transaction: Transaction) -> None:
+        if not self._joining:
+            return
+        waiting = []
+        for member in self._joining:
+            if settled(member.snapshot, transaction.commit_lsn, self._server_start):
+                self._settle(member)
+            else:
+                member.live = self._is_live(transaction, member.snapshot)
+                waiting.append(member)
+        self._joining = waiting
+
+    def _text(self, transaction: Transaction) -> TransactionText:
+        return TransactionText.of(transaction, self._ring.cluster)
+
+    def _deliver(
+        self,
+        change: Change,
+        text: TransactionText,
+        audiences: Mapping[int, Mapping[Audience, None]],
+        touched: dict[Audience, None],
+    ) -> None:
+        matched = self._router.match(change)
+        if not matched:
+            return
+        rendered: dict[tuple[Shape, tuple[str, ...] | None], Rendered] = {}
+        if len(matched) == 1:
+            binding = matched[0]
+            for audience in audiences.get(binding.id, ()):
+                self._hold(audience, change, text, ((binding.select, (binding.id,)),), rendered)
+                touched[audience] = None
+            return
+        hits: dict[Audience, list[Binding]] = {}
+        for binding in matched:
+            for audience in audiences.get(binding.id, ()):
+                hits.setdefault(audience, []).append(binding)
+        for audience, bindings in hits.items():
+            groups: dict[tuple[str, ...] | None, list[int]] = {}
+            for binding in bindings:
+                groups.setdefault(binding.select, []).append(binding.id)
+            self._hold(audience, change, text, [(key, tuple(ids)) for key, ids in groups.items()], rendered)
+            touched[audience] = None
+
+    def _hold(
+        self,
+        audience: Audience,
+        change: Change,
+        text: TransactionText,
+        groups: Sequence[tuple[tuple[str, ...] | None, tuple[int, ...]]],
+        rendered: dict[tuple[Shape, tuple[str, ...] | None], Rendered],
+    ) -> None:
+        key = audience.key
+        if not self._access.allowed(key.role, change.relation):
+            return
+        if audience.held:
+            self._finish(audience, last=False)
+        for columns, ids in groups:
+            shared = rendered.get((key.shape, columns))
+            if shared is None:
+                shared = rendered[key.shape, columns] = Rendered(change, text, key.shape, columns)
+            audience.held.append((shared, audience.prefix(change, ids)))
+
+    def _finish(self, audience: Audience, *, last: bool) -> None:
+        """Turn the held change into frames: for the tick's one write, and at once for who is not part of it."""
+        suffix = audience.suffix
+        for rendered, prefix in audience.held:
+            data = rendered.data(last)
+            header = frame_header(len(prefix) + len(data) + len(suffix))
+            if audience.solo:
+                audience.pending += (header, prefix, data, suffix)
+                self._dirty[audience] = None
+            if audience.shared or audience.joining:
+                self._push(audience, b"".join((header, prefix, data, suffix)))
+            self.frames_out += len(audience.solo)
+        audience.held.clear()
+
+    def _push(self, audience: Audience, frame: bytes) -> None:
+        for outbox in audience.shared:
+            outbox.push(frame)
+            self._dirty_outboxes[outbox] = None
+        for outbox, member in audience.joining.items():
+            if member.live:
+                outbox.push(frame)
+                self._dirty_outboxes[outbox] = None
+        self.frames_out += len(audience.shared)
+
+    # -- writing
+
+    def _drain(self, audience: Audience) -> None:
+        """Write what waits before the audience's sockets change."""
+        if audience.pending:
+            chunk = b"".join(audience.pending)
+            audience.pending.clear()
+            self._dirty.pop(audience, None)
+            broadcast(audience.solo, chunk)
+
+    async def flush(self) -> None:
+        """End a tick: one write per socket with something to send. Waits only for its turn, never for a reader."""
+        written = 0
+        while self._dirty:
+            audience = next(iter(self._dirty))
+            if len(audience.solo) <= SLICE_SOCKETS:
+                written += len(audience.solo)
+                self._drain(audience)
+            else:
+                await self._drain_sliced(audience)
+            if written > SLICE_SOCKETS:
+                written = 0
+                await trio.lowlevel.checkpoint()
+        for outbox in self._dirty_outboxes:
+            outbox.flush()
+        self._dirty_outboxes.clear()
+
+    async def _drain_sliced(self, audience: Audience) -> None:
+        chunk = b"".join(audience.pending)
+        audience.pending.clear()
+        del self._dirty[audience]
+        outboxes = list(audience.solo)
+        for start in range(0, len(outboxes), SLICE_SOCKETS):
+            if start:
+                await trio.lowlevel.checkpoint()
+            broadcast(outboxes[start : start + SLICE_SOCKETS], chunk)

@@ -1,0 +1,224 @@
+"""PostgreSQL by psycopg2: connections with pinned settings, a small pool of worker threads, and the one error table.
+
+Streaming from the slot is ``wal_reader``; statements live beside what needs their answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import psycopg2
+import psycopg2.extensions
+import psycopg2.extras
+import trio
+
+from walstream.errors import DatabaseRefused, DatabaseUnreachable, WalstreamError
+
+T = TypeVar("T")
+PgConnection = psycopg2.extensions.connection
+
+PINNED = {
+    "TimeZone": "UTC",
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+}
+"""Session settings that decide how values are printed; roles and databases may have other defaults."""
+
+CONNECT_SECONDS = 10
+
+
+def connect(
+    dsn: str,
+    *,
+    application_name: str,
+    autocommit: bool = True,
+    replication: bool = False,
+    search_path: str | None = "",
+) -> PgConnection:
+    """A new connection. Blocks; raises DatabaseUnreachable or DatabaseRefused.
+
+    ``search_path``: "" so that every name has to be qualified, None to keep the role's own.
+    """
+    settings = dict(PINNED)
+    if search_path is not None:
+        settings["search_path"] = search_path
+    options = " ".join(f"-c {name}={_option(value)}" for name, value in settings.items())
+    factory = psycopg2.extras.LogicalReplicationConnection if replication else None
+    try:
+        given = psycopg2.extensions.parse_dsn(dsn)
+        if "options" in given:
+            options = f"{given['options']} {options}"
+        connection = psycopg2.connect(
+            dsn,
+            connection_factory=factory,
+            application_name=application_name,
+            client_encoding="UTF8",
+            options=options,
+            connect_timeout=given.get("connect_timeout", CONNECT_SECONDS),
+            keepalives_idle=30,
+            keepalives_interval=10,
+            keepalives_count=3,
+        )
+    except psycopg2.Error as error:
+        raise translate(error) from error
+    if not replication:
+        connection.autocommit = autocommit
+    return connection
+
+
+def _option(value: str) -> str:
+    return value.replace("\\", "\\\\").replace(" ", "\\ ") if value else ""
+
+
+@contextlib.contextmanager
+def connection(
+    dsn: str, application_name: str, *, autocommit: bool = True, search_path: str | None = ""
+) -> Iterator[PgConnection]:
+    """A connection for one block; psycopg2's errors leave it as ours."""
+    opened = connect(dsn, application_name=application_name, autocommit=autocommit, search_path=search_path)
+    try:
+        yield opened
+    except psycopg2.Error as error:
+        raise translate(error) from error
+    finally:
+        opened.close()
+
+
+_PLUGIN_REFUSED_REPAIR = (
+    "a superuser runs: ALTER ROLE <streaming role> SET output_plugin_libraries = wal2json; "
+    "or add wal2json to output_plugin_libraries for the whole server and reload"
+)
+
+# SQLSTATE → (stable reason, repair); PostgreSQL 17, Appendix A. The text of the server's message comes first anyway.
+_TABLE: dict[str, tuple[str, str]] = {
+    "55006": (
+        "slot_active",
+        "another process streams from this slot: stop it, or give this node its own WALSTREAM_SLOT",
+    ),
+    "42704": ("missing_object", "run `walstream init`, or create the object that the message names"),
+    "55000": (
+        "not_in_prerequisite_state",
+        "see `walstream doctor`: the slot may be lost, or belong to another database",
+    ),
+    "58P01": ("plugin_missing", "install the output plugin on the server (Debian: postgresql-NN-wal2json)"),
+    "22023": ("invalid_option", "the output plugin does not know an option: upgrade it"),
+    "42602": ("invalid_name", "a slot's name is 1 to 63 of a-z, 0-9 and _"),
+    "42710": ("duplicate_object", "the name is taken"),
+    "53400": ("configuration_limit", "raise max_replication_slots and restart PostgreSQL, or drop an unused slot"),
+    "53300": ("too_many_connections", "raise max_connections, or close idle clients"),
+    "28P01": ("bad_password", "check the password in WALSTREAM_DATABASE_URL"),
+    "28000": ("not_authorised", "check the role and pg_hba.conf"),
+    "3D000": ("database_missing", "create the database, or correct WALSTREAM_DATABASE_URL"),
+    "42501": (
+        "insufficient_privilege",
+        "grant the privilege that the message names; `walstream doctor` prints the statement",
+    ),
+    "42P01": ("undefined_table", "run `walstream init`"),
+    "3F000": ("undefined_schema", "run `walstream init`"),
+    "55P03": ("lock_not_available", "the table is in use: try again when its long transactions have ended"),
+}
+
+_UNREACHABLE_CLASSES = ("08", "57")  # connection exceptions; operator intervention: shutdown, crash, starting up
+
+
+def translate(error: psycopg2.Error) -> WalstreamError:
+    """Our error for one of psycopg2's; the caller raises it ``from`` the original."""
+    state = getattr(error, "pgcode", None) or ""
+    text = (getattr(error.diag, "message_primary", None) or str(error)).strip() or type(error).__name__
+    if state == "42501" and "output plugin" in text:
+        return DatabaseRefused(text, sqlstate=state, reason="plugin_refused", repair=_PLUGIN_REFUSED_REPAIR)
+    if state == "42704" and "replication slot" in text:
+        return DatabaseRefused(text, sqlstate=state, reason="slot_missing", repair="it is created at the next start")
+    if state in _TABLE:
+        reason, repair = _TABLE[state]
+        return DatabaseRefused(text, sqlstate=state, reason=reason, repair=repair)
+    if state[:2] in _UNREACHABLE_CLASSES:
+        return DatabaseUnreachable(text)
+    if state:
+        return DatabaseRefused(text, sqlstate=state)
+    if "password authentication failed" in text or "no password supplied" in text:
+        return DatabaseRefused(text, sqlstate="28P01", reason="bad_password", repair=_TABLE["28P01"][1])
+    if "must be superuser or replication role" in text or "permission denied to start WAL sender" in text:
+        return DatabaseRefused(
+            text,
+            sqlstate="42501",
+            reason="no_replication_right",
+            repair="a superuser runs: ALTER ROLE <role> REPLICATION",
+        )
+    if "number of requested standby connections exceeds" in text:
+        return DatabaseRefused(
+            text, sqlstate="53300", reason="no_free_wal_sender", repair="raise max_wal_senders and restart PostgreSQL"
+        )
+    if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError | psycopg2.DatabaseError):
+        return DatabaseUnreachable(text)
+    return DatabaseRefused(text)
+
+
+class Database:
+    """Ordinary SQL for trio: a few connections, each used by one worker thread at a time."""
+
+    def __init__(self, dsn: str, application_name: str, size: int = 3) -> None:
+        self._dsn = dsn
+        self._application_name = application_name
+        self._idle: list[PgConnection] = []
+        self._limiter = trio.CapacityLimiter(size)
+
+    async def run(self, work: Callable[[PgConnection], T]) -> T:
+        """Call ``work`` with a connection in autocommit, in a thread.
+
+        Raises DatabaseUnreachable or DatabaseRefused. Cancelling it cancels the running statement and gives the
+        connection up; whether the statement took effect is then unknown.
+        """
+        used: list[PgConnection] = []
+
+        def call() -> T:
+            opened = self._idle.pop() if self._idle else connect(self._dsn, application_name=self._application_name)
+            used.append(opened)
+            return work(opened)
+
+        try:
+            with self._cancelling(used):
+                answer = await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
+        except psycopg2.Error as error:
+            for opened in used:
+                self._give_back(opened)
+            raise translate(error) from error
+        except Exception:
+            for opened in used:
+                self._give_back(opened)
+            raise
+        for opened in used:
+            self._give_back(opened)
+        return answer
+
+    @contextlib.contextmanager
+    def _cancelling(self, used: list[PgConnection]) -> Iterator[None]:
+        try:
+            yield
+        except trio.Cancelled:
+            for opened in used:
+                with contextlib.suppress(psycopg2.Error):
+                    opened.cancel()
+            raise
+
+    def _give_back(self, opened: PgConnection) -> None:
+        if opened.closed or opened.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_IDLE:
+            opened.close()
+            return
+        self._idle.append(opened)
+
+    def forget_idle(self) -> None:
+        """Close the idle connections: the server has gone, and each would fail once."""
+        while self._idle:
+            self._idle.pop().close()
+
+    async def aclose(self) -> None:
+        """Close every idle connection. One in use is closed when its work ends."""
+        self._limiter.total_tokens = math.inf
+        self.forget_idle()
+        await trio.lowlevel.checkpoint()
