@@ -14,6 +14,9 @@ import click
 from walstream import __version__
 from walstream.errors import WalstreamError
 
+EXIT_INTERRUPTED = 130
+"""What shells report of a program that Ctrl+C has ended."""
+
 
 class Entry(NamedTuple):
     """A command: the module of this package that holds it as ``command``, and its line in the help."""
@@ -70,6 +73,8 @@ class Commands(click.Group):
 
             terminal.current(ctx).error(error)
             ctx.exit(terminal.exit_code(error))
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -94,6 +94,8 @@ _PLUGIN_REFUSED_REPAIR = (
     "or add wal2json to output_plugin_libraries for the whole server and reload"
 )
 
+POOLER_REPAIR = "connect to PostgreSQL itself, by its own host and port: sessions and replication do not pass a pooler"
+
 # SQLSTATE → (stable reason, repair); PostgreSQL 17, Appendix A. The text of the server's message comes first anyway.
 _TABLE: dict[str, tuple[str, str]] = {
     "55006": (
@@ -134,6 +136,8 @@ def translate(error: psycopg2.Error) -> WalstreamError:
         return DatabaseRefused(text, sqlstate=state, reason="plugin_refused", repair=_PLUGIN_REFUSED_REPAIR)
     if state == "42704" and "replication slot" in text:
         return DatabaseRefused(text, sqlstate=state, reason="slot_missing", repair="it is created at the next start")
+    if "unsupported startup parameter" in text:
+        return DatabaseRefused(text, sqlstate=state, reason="pooler", repair=POOLER_REPAIR)
     if state in _TABLE:
         reason, repair = _TABLE[state]
         return DatabaseRefused(text, sqlstate=state, reason=reason, repair=repair)

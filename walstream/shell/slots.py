@@ -108,3 +108,10 @@ def may_replicate(connection: Connection) -> bool:
 def _lacks_right(connection: Connection) -> bool:
     """42501 also means that the role may not replicate: then no plugin would do."""
     return not may_replicate(connection)
+
+
+def may_need_publications(connection: Connection, name: str, decoder: str) -> bool:
+    """Whether the slot's plugin is, or may become, pgoutput, which reads through publications."""
+    slot = find(connection, name)
+    plugins = PLUGINS[decoder]
+    return "pgoutput" in plugins and (slot is None or slot.plugin not in plugins or slot.plugin == "pgoutput")

@@ -1,22 +1,23 @@
 """Tables as the catalogue knows them, found by the names that people write.
 
-What is captured of them is in ``subscriptions``; their columns' types are loaded by ``filter_check``.
+How names are written is in ``capture.names``; what is captured is in ``subscriptions``.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from psycopg2.extensions import connection as Connection  # noqa: N812 - a class, under a name that tells it from values
 
+from walstream.capture.names import TablePattern, is_system, parse_table_pattern, quote_identifier, quote_table
 from walstream.errors import DatabaseRefused, FilterError, NotFound
 from walstream.shell.rows import scalar
 
-_PART = re.compile(r'"((?:[^"]|"")+)"|([^".\s][^".]*)')
-_PLAIN = re.compile(r"[a-z_][a-z0-9_$]*")
+LOOKUP_ERRORS = (FilterError, NotFound, DatabaseRefused)
+"""What ``resolve`` raises of its own."""
+
 _KINDS = {
     "v": "a view",
     "m": "a materialized view",
@@ -27,23 +28,6 @@ _KINDS = {
     "c": "a composite type",
     "t": "a TOAST table",
 }
-
-
-class NamePart(NamedTuple):
-    """One identifier as written. ``quoted``: its case counts."""
-
-    text: str
-    quoted: bool
-
-    @property
-    def is_wildcard(self) -> bool:
-        """An unquoted asterisk."""
-        return self.text == "*" and not self.quoted
-
-    @property
-    def spellings(self) -> tuple[str, ...]:
-        """Names that it may mean, the likelier first: PostgreSQL folds what is not quoted."""
-        return (self.text,) if self.quoted else tuple(dict.fromkeys((self.text.lower(), self.text)))
 
 
 class Table(NamedTuple):
@@ -63,7 +47,7 @@ class Table(NamedTuple):
     @property
     def pattern(self) -> str:
         """The name as ``subscriptions.table_name`` has it."""
-        return f"{quoted(self.schema)}.{quoted(self.name)}"
+        return quote_table(self.schema, self.name)
 
 
 class Target(NamedTuple):
@@ -131,31 +115,6 @@ _CAPTURABLE = """
 """
 
 
-def parse_name(text: str) -> tuple[NamePart, ...]:
-    """``table``, ``schema.table``, ``schema.*`` or ``*.*``, each part quoted or not. Raises FilterError."""
-    parts: list[NamePart] = []
-    position = 0
-    text = text.strip()
-    while True:
-        match = _PART.match(text, position)
-        if match is None:
-            break
-        bare = match[2]
-        parts.append(NamePart(match[1].replace('""', '"'), True) if bare is None else NamePart(bare.strip(), False))
-        position = match.end()
-        if position == len(text) and len(parts) <= 2:
-            return tuple(parts)
-        if text[position : position + 1] != ".":
-            break
-        position += 1
-    raise FilterError(f"not a table's name: {text!r}", repair='write schema.table, schema.* or "Quoted"."Name"')
-
-
-def quoted(name: str) -> str:
-    """An identifier as PostgreSQL would print it: with quotes where its case or characters need them."""
-    return name if _PLAIN.fullmatch(name) else '"' + name.replace('"', '""') + '"'
-
-
 def take_search_path(connection: Connection) -> tuple[str, ...]:
     """The schemas in which the user's unqualified names lie; from then on every name must be qualified."""
     with connection.cursor() as cursor:
@@ -171,37 +130,36 @@ def resolve(connection: Connection, text: str, search_path: Sequence[str] = (), 
     Raises FilterError for what is no name, NotFound, and DatabaseRefused (reason ``not_capturable``) for what is there
     but has no changes of its own in the WAL.
     """
-    parts = parse_name(text)
-    if any(part.is_wildcard for part in parts):
-        return _resolve_wildcard(connection, text, parts, ours)
-    schemas = [part.spellings for part in parts[:-1]] or [tuple(search_path)]
-    for name in parts[-1].spellings:
-        for schema in schemas[0]:
-            found = _load(
-                connection, " where n.nspname = %(schema)s and c.relname = %(name)s", schema=schema, name=name
-            )
+    pattern = parse_table_pattern(text)
+    if pattern.table is None:
+        return _resolve_wildcard(connection, pattern, ours)
+    for schema, name in pattern.spellings:
+        for candidate in search_path if schema is None else (schema,):
+            found = _named(connection, candidate, name)
             if found:
                 _check_capturable(found[0], ours)
                 return Target(found[0].pattern, (found[0],), False)
-    raise NotFound(f"there is no table {text}", repair=_near(connection, parts[-1].text, ours))
+    raise NotFound(f"there is no table {text.strip()}", repair=_near(connection, pattern, ours))
 
 
 def matching(connection: Connection, pattern: str, *, ours: str = "realtime") -> tuple[Table, ...]:
-    """The tables that a stored pattern means today; none for what is no pattern. Raises psycopg2.Error."""
+    """The tables that a stored pattern means today; none for what names none. Raises psycopg2.Error.
+
+    Of a name that was stored with capitals and without quotes both spellings are meant, as in the plan.
+    """
     try:
-        parts = parse_name(pattern)
+        parsed = parse_table_pattern(pattern)
     except FilterError:
         return ()
-    if len(parts) != 2 or (parts[0].is_wildcard and not parts[1].is_wildcard):
+    if parsed.is_unqualified:
         return ()
-    if parts[0].is_wildcard:
+    if parsed.schema is None:
         return _load(connection, _CAPTURABLE, ours=ours)
-    # A stored name is spelt as the catalogue spells it: nothing is folded.
-    if parts[1].is_wildcard:
-        return _load(connection, _CAPTURABLE + " and n.nspname = %(schema)s", ours=ours, schema=parts[0].text)
-    return _load(
-        connection, " where n.nspname = %(schema)s and c.relname = %(name)s", schema=parts[0].text, name=parts[1].text
-    )
+    found: dict[int, Table] = {}
+    for schema, name in parsed.spellings:
+        tables = _named(connection, schema, name) if name is not None else _in_schema(connection, schema, ours)
+        found |= {table.oid: table for table in tables}
+    return tuple(found.values())
 
 
 def leaves(connection: Connection, table: Table) -> tuple[Table, ...]:
@@ -232,20 +190,25 @@ def _load(connection: Connection, where: str, **parameters: object) -> tuple[Tab
     return tuple(map(Table._make, rows))
 
 
-def _resolve_wildcard(connection: Connection, text: str, parts: Sequence[NamePart], ours: str) -> Target:
-    if not parts[-1].is_wildcard or len(parts) == 1:
-        raise FilterError(f"not a table's name: {text!r}", repair="wildcards are schema.* and *.*")
-    if parts[0].is_wildcard:
-        return Target("*.*", matching(connection, "*.*", ours=ours), True)
+def _named(connection: Connection, schema: str | None, name: str | None) -> tuple[Table, ...]:
+    return _load(connection, " where n.nspname = %(schema)s and c.relname = %(name)s", schema=schema, name=name)
+
+
+def _in_schema(connection: Connection, schema: str | None, ours: str) -> tuple[Table, ...]:
+    return _load(connection, _CAPTURABLE + " and n.nspname = %(schema)s", ours=ours, schema=schema)
+
+
+def _resolve_wildcard(connection: Connection, pattern: TablePattern, ours: str) -> Target:
+    if pattern.schema is None:
+        return Target(str(pattern), matching(connection, str(pattern), ours=ours), True)
     with connection.cursor() as cursor:
-        for schema in parts[0].spellings:
+        for schema, _ in pattern.spellings:
             cursor.execute("select 1 from pg_catalog.pg_namespace where nspname = %s", (schema,))
-            if cursor.fetchone() is not None:
-                if schema == ours or schema.startswith("pg_") or schema == "information_schema":
+            if schema is not None and cursor.fetchone() is not None:
+                if schema == ours or is_system(schema):
                     raise _uncapturable(f"the schema {schema} is the system's or walstream's own")
-                pattern = f"{quoted(schema)}.*"
-                return Target(pattern, matching(connection, pattern, ours=ours), True)
-    raise NotFound(f"there is no schema {parts[0].text}")
+                return Target(f"{quote_identifier(schema)}.*", _in_schema(connection, schema, ours), True)
+    raise NotFound(f"there is no schema {pattern.schema}")
 
 
 def _check_capturable(table: Table, ours: str) -> None:
@@ -258,7 +221,7 @@ def _check_capturable(table: Table, ours: str) -> None:
         raise _uncapturable(f"{table.pattern} is unlogged: nothing of it is in the WAL", repair)
     if table.persistence == "t":
         raise _uncapturable(f"{table.pattern} is temporary: nothing of it is in the WAL")
-    if table.schema == ours or table.schema.startswith("pg_") or table.schema == "information_schema":
+    if table.schema == ours or is_system(table.schema):
         raise _uncapturable(f"the schema {table.schema} is the system's or walstream's own")
     if table.root:
         repair = f"subscribe {table.root}"
@@ -269,7 +232,7 @@ def _uncapturable(message: str, repair: str = "") -> DatabaseRefused:
     return DatabaseRefused(message, reason="not_capturable", repair=repair)
 
 
-def _near(connection: Connection, name: str, ours: str) -> str:
+def _near(connection: Connection, pattern: TablePattern, ours: str) -> str:
     tables = {table.name: table.pattern for table in _load(connection, _CAPTURABLE, ours=ours)}
-    found = difflib.get_close_matches(name, tables, n=1)
+    found = difflib.get_close_matches(pattern.table or "", tables, n=1)
     return f"did you mean {tables[found[0]]}?" if found else ""

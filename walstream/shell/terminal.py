@@ -73,9 +73,13 @@ class Terminal:
     @contextlib.contextmanager
     def database(self, *, search_path: str | None = "") -> Iterator[Connection]:
         """A connection in autocommit for one block. Raises DatabaseUnreachable or DatabaseRefused."""
-        from walstream.shell import postgres  # the driver is slow to load and not every command needs it
+        from walstream.shell import interrupts, postgres  # the driver is slow to load and not every command needs it
 
-        with postgres.connection(self.dsn, "walstream cli", search_path=search_path) as connection:
+        dsn = self.dsn
+        with contextlib.ExitStack() as stack:
+            with interrupts.at_once():
+                connection = stack.enter_context(postgres.connection(dsn, "walstream cli", search_path=search_path))
+            stack.enter_context(interrupts.of_statements())
             yield connection
 
     def say(self, text: str) -> None:
@@ -123,14 +127,14 @@ class Terminal:
     def error(self, error: WalstreamError) -> None:
         """An error on stderr: its code, the cause, and on a line of its own what to do."""
         if self.format == "json":
-            details = {"code": error.code, "message": error.message, "repair": error.repair}
+            details = {"code": error.code, "message": error.message, "repair": repair_of(error)}
             if isinstance(error, DatabaseRefused):
                 details |= {"reason": error.reason, "sqlstate": error.sqlstate}
             self.say(self._json({"error": details}))
             return
         self.say(f"error: {error.message} [{_name(error)}]")
-        if error.repair:
-            self.say(f"repair: {error.repair}")
+        if repair := repair_of(error):
+            self.say(f"repair: {repair}")
 
     def _json(self, value: object) -> str:
         text = _encode(value)
@@ -152,6 +156,23 @@ def exit_code(error: WalstreamError) -> int:
             return EXIT_NOT_PERMITTED
         case _:
             return EXIT_FAILED
+
+
+def repair_of(error: WalstreamError) -> str:
+    """What to do about an error: its own repair, else what helps against most of its class."""
+    if error.repair:
+        return error.repair
+    match error:
+        case DatabaseUnreachable():
+            return (
+                "see that PostgreSQL runs there and answers: check WALSTREAM_DATABASE_URL, the network and pg_hba.conf"
+            )
+        case FilterError():
+            return "docs/reference/filters.md tells how names, events and filters are written"
+        case ConfigError():
+            return "docs/reference/config.md has every key"
+        case _:
+            return ""
 
 
 def shown(value: object) -> str:
