@@ -99,16 +99,29 @@ JoinOutcome: TypeAlias = Accepted | Refused
 
 
 class Send(msgspec.Struct, frozen=True):
-    """Send one frame's payload, as a text frame unless ``binary``."""
+    """Send one frame's payload, as a text frame unless ``binary``. ``urgent``: before all that waits to be sent."""
 
     data: bytes
     binary: bool = False
+    urgent: bool = False
 
 
 class JoinRequested(msgspec.Struct, frozen=True):
     """Look into the join and hand an outcome to ``Session.join_ready``."""
 
     request: JoinRequest
+
+
+class JoinSettled(msgspec.Struct, frozen=True):
+    """A join has its reply, for logs and metrics. ``failed``: refused for a reason that is not the client's doing.
+
+    ``reason``: what the client was told, "" with ``ok``. ``seconds``: since the request.
+    """
+
+    topic: str
+    result: Literal["ok", "refused", "failed"]
+    reason: str
+    seconds: float
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -135,4 +148,11 @@ class Close(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-Effect: TypeAlias = Send | JoinRequested | Left | TokenRefreshed | Close
+class Complaint(msgspec.Struct, frozen=True):
+    """The client sent what cannot be used and gets no answer to: a line for the log. ``code``: a stable name."""
+
+    code: str
+    text: str
+
+
+Effect: TypeAlias = Send | JoinRequested | JoinSettled | Left | TokenRefreshed | Close | Complaint
