@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 from walstream.lsn import Lsn
 
-_TEXT = re.compile(r"([0-9a-f]{8})\.([0-9a-f]{1,8})\.([0-9a-f]{1,16})\.([0-9]{1,18})")
+_TEXT = re.compile(r"([0-9a-f]{8})\.(0|[1-9a-f][0-9a-f]{0,7})\.(0|[1-9a-f][0-9a-f]{0,15})\.(0|[1-9][0-9]{0,17})")
 
 
 def cluster_digest(system_identifier: str, timeline: int) -> str:
@@ -32,7 +32,7 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what ``str`` writes. Raises ValueError."""
+        """Read what ``str`` writes and nothing else, for a position has one text. Raises ValueError."""
         match = _TEXT.fullmatch(text)
         if match is None:
             raise ValueError(f"not a position: {text[:80]!r}")

@@ -10,22 +10,31 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
+from walstream.history.visibility import extend_xid
 from walstream.lsn import Lsn
-from walstream.model import Transaction
+from walstream.model import Snapshot, Transaction
+
+_FIRST_EPOCH = 1 << 32  # so that xids before the first one that was met have a number, too
 
 
 class Entry(NamedTuple):
-    """One transaction in the ring. ``sequence`` counts from 0 and never repeats; ``at``: monotonic seconds."""
+    """One transaction in the ring. ``sequence`` counts from 0 and never repeats; ``at``: monotonic seconds.
+
+    ``highest_xid``: the highest xid up to and including this transaction, counted on from the first that was met.
+    """
 
     sequence: int
     transaction: Transaction
     at: float
+    highest_xid: int
 
 
 class Ring:
     """Transactions in commit order, until the first bound (bytes, seconds, WAL bytes) ends the window.
 
-    ``confirmable`` is the newest commit end that has left the window: the only position that may be confirmed.
+    ``confirmable`` is the newest commit end that has left the window: the only position that may be confirmed, and
+    always below the oldest commit that is still in it. The last two bounds are kept by the owner's ``evict``, which
+    has to be called while no transactions come, too. ``size``: bytes that the transactions hold in memory.
     """
 
     def __init__(self, *, bytes_max: int, seconds: float, wal_bytes: int) -> None:
@@ -39,6 +48,7 @@ class Ring:
         self.confirmable = Lsn(0)
         self._entries: deque[Entry] = deque()
         self._by_xid: dict[int, Entry] = {}
+        self._highest_xid: int | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -48,34 +58,55 @@ class Ring:
         return commit_lsn <= self.newest
 
     def append(self, transaction: Transaction, now: float) -> int:
-        """Take over a transaction. Returns its sequence number. ``now``: monotonic seconds."""
+        """Take over a transaction that is not known. Returns its sequence number. ``now``: monotonic seconds.
+
+        Evicts what the new one leaves no room or time for; one larger than the whole ring does not stay.
+        """
         sequence = self.next_sequence
-        entry = Entry(sequence, transaction, now)
+        xid = transaction.xid
+        highest = self._highest_xid
+        extended = _FIRST_EPOCH + xid if highest is None else extend_xid(xid, highest)
+        self._highest_xid = extended if highest is None else max(highest, extended)
+        entry = Entry(sequence, transaction, now, self._highest_xid)
         self.next_sequence += 1
         self.newest = transaction.commit_lsn
         self._entries.append(entry)
-        self._by_xid[transaction.xid] = entry
+        self._by_xid[xid] = entry
         self.size += transaction.size
         if self.size > self.bytes_max or now - self._entries[0].at > self.seconds:
             self.evict(now)
         return sequence
 
-    def evict(self, now: float, restart_lsn: int = 0) -> None:
-        """Drop what lies outside the window. ``restart_lsn``: from where the slot keeps WAL back, 0 if unknown."""
+    def pass_by(self, commit_lsn: int) -> None:
+        """Take note of a commit that brought nothing to keep: it may be confirmed as soon as the window is empty."""
+        self.newest = Lsn(commit_lsn)
+        if not self._entries:
+            self.confirmable = self.newest
+
+    def evict(self, now: float, restart_lsn: int = 0, wal_end: int = 0) -> None:
+        """Drop what lies outside the window.
+
+        ``restart_lsn``: from where the slot keeps WAL back, 0 if unknown. ``wal_end``: how far the server's WAL goes,
+        0 if unknown; the ring knows only the commits that it was given. WAL before ``confirmable`` is not held back by
+        the window, however old ``restart_lsn`` is (a transaction may be open since): dropping more would not free it.
+        """
         entries = self._entries
+        end = max(self.newest, wal_end)
         while entries:
             oldest = entries[0]
-            kept_back = self.newest - restart_lsn if restart_lsn else 0
-            if not (self.size > self.bytes_max or now - oldest.at > self.seconds or kept_back > self.wal_bytes):
+            held_from = max(restart_lsn, self.confirmable)
+            if not (
+                self.size > self.bytes_max
+                or now - oldest.at > self.seconds
+                or (held_from and end - held_from > self.wal_bytes)
+            ):
                 break
-            if kept_back > self.wal_bytes:
-                restart_lsn = oldest.transaction.commit_lsn
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         entry = self._entries.popleft()
         self.size -= entry.transaction.size
-        self.confirmable = entry.transaction.commit_lsn
+        self.confirmable = entry.transaction.commit_lsn if self._entries else self.newest
         if self._by_xid.get(entry.transaction.xid) is entry:
             del self._by_xid[entry.transaction.xid]
 
@@ -88,6 +119,7 @@ class Ring:
         """Another cluster or timeline: positions of the old one mean nothing any more."""
         self._entries.clear()
         self._by_xid.clear()
+        self._highest_xid = None
         self.size = 0
         self.newest = self.confirmable = Lsn(0)
         self.cluster = cluster
@@ -104,3 +136,24 @@ class Ring:
         first = max(0, sequence - self._entries[0].sequence)
         for entry in islice(self._entries, first, None):
             yield entry.sequence, entry.transaction
+
+    def maybe_live(self, snapshot: Snapshot, asked_at: int) -> list[tuple[int, Transaction]]:
+        """Sequence numbers and transactions, oldest first, of all in the ring that the snapshot may not see.
+
+        ``asked_at``: ``next_sequence`` when the snapshot was asked for. What came later may be live; what came
+        before only if the server had written its commit and not yet ended it, that is as one of the snapshot's xids in
+        progress or at or above its ``xmax``: the latter are not listed, and lie close to the newest. The rest of the
+        ring is not looked at. Which of them are live is for ``is_live`` to say.
+        """
+        found: dict[int, Transaction] = {}
+        for xid in snapshot.in_progress:
+            entry = self._by_xid.get(xid & 0xFFFFFFFF)
+            if entry is not None:
+                found[entry.sequence] = entry.transaction
+        for entry in reversed(self._entries):
+            if entry.sequence < asked_at and entry.highest_xid < extend_xid(
+                snapshot.xmax & 0xFFFFFFFF, entry.highest_xid
+            ):
+                break
+            found[entry.sequence] = entry.transaction
+        return sorted(found.items())

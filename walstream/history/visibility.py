@@ -24,11 +24,17 @@ def extend_xid(xid: int, near: int) -> int:
 def is_live(transaction: Transaction, snapshot: Snapshot, server_start: float | None = None) -> bool:
     """Whether the snapshot does not see the transaction, so that its holder has to be told of it.
 
-    ``server_start``: when the server that sent the transaction started, in seconds since the epoch. If it has been
-    restarted since the snapshot was taken, xids in progress then have aborted, and the position decides alone.
+    ``server_start``: when the server that sent the transaction started, in seconds since the epoch. If it was
+    restarted after the snapshot was taken, WAL that was not flushed by then may be lost and its xids used again, so
+    what was committed beyond the snapshot's ``flush_lsn`` is live whatever its xid. Below it xids still decide: a
+    commit record may have been flushed while the snapshot did not see the transaction yet.
     """
-    if server_start is not None and server_start != snapshot.server_start:
-        return transaction.commit_lsn > snapshot.flush_lsn
+    if (
+        server_start is not None
+        and server_start != snapshot.server_start
+        and transaction.commit_lsn > snapshot.flush_lsn
+    ):
+        return True
     xid = extend_xid(transaction.xid, snapshot.xmax)
     if xid < snapshot.xmin:
         return False
@@ -38,6 +44,7 @@ def is_live(transaction: Transaction, snapshot: Snapshot, server_start: float | 
 def settled(transaction: Transaction, snapshot: Snapshot) -> bool:
     """Whether this transaction and everything committed after it is live: the snapshot needs no more comparing.
 
-    Every transaction that the snapshot sees had written its commit record when ``insert_lsn`` was read.
+    A transaction that the snapshot sees had its commit record in the WAL before ``insert_lsn`` was read. This holds
+    after a restart of the server, too, where the lower ``flush_lsn`` would already do.
     """
     return transaction.commit_lsn > snapshot.insert_lsn
