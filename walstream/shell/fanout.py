@@ -206,14 +206,7 @@ class Fanout:
 
     def _catch_up(self, member: Member, asked_at: int) -> None:
         routed = self._backlog[0][0] if self._backlog else self._ring.next_sequence
-        missed: dict[int, Transaction] = {}
-        for xid in member.snapshot.in_progress:
-            found = self._ring.by_xid(xid & 0xFFFFFFFF)
-            if found is not None:
-                missed[found[0]] = found[1]
-        missed.update(self._ring.since(asked_at))
-        for sequence in sorted(missed):
-            transaction = missed[sequence]
+        for sequence, transaction in self._ring.maybe_live(member.snapshot, asked_at):
             if sequence > routed or not self._is_live(transaction, member.snapshot):
                 continue
             if sequence == routed:
@@ -242,7 +235,7 @@ class Fanout:
             self._touched[audience] = None
 
     def _is_live(self, transaction: Transaction, snapshot: Snapshot) -> bool:
-        return is_live(transaction.xid, transaction.commit_lsn, snapshot, self._server_start)
+        return is_live(transaction, snapshot, self._server_start)
 
     # -- routing
 
@@ -298,7 +291,7 @@ class Fanout:
             return
         waiting = []
         for member in self._joining:
-            if settled(member.snapshot, transaction.commit_lsn, self._server_start):
+            if settled(transaction, member.snapshot):
                 self._settle(member)
             else:
                 member.live = self._is_live(transaction, member.snapshot)

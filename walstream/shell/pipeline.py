@@ -1,0 +1,331 @@
+"""The main road: a message of the slot becomes a record, a captured change, a transaction in the ring, and frames.
+
+Each step is a room of its own (``decoder``, ``capture``, ``history``, ``router``); here they are joined, synchronously,
+for one message at a time. Reading the slot is ``wal_reader``; sending is ``fanout``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+import structlog
+import trio
+
+from walstream import decoder
+from walstream.capture.plan import Admission, Fault, Plan
+from walstream.decoder import MESSAGE_PREFIX, Decoder
+from walstream.errors import EnvironmentFailure, WalstreamError
+from walstream.history.assemble import Assembler
+from walstream.history.ring import Ring
+from walstream.history.visibility import is_live
+from walstream.lsn import Lsn
+from walstream.model import (
+    Begin,
+    Catalog,
+    CatalogMiss,
+    Change,
+    Commit,
+    Message,
+    Record,
+    Relation,
+    RelationInfo,
+    Snapshot,
+    Transaction,
+    TypeInfo,
+)
+from walstream.shell import plan_source, publications
+from walstream.shell.catalog import load_relations, load_types
+from walstream.shell.fanout import Fanout
+from walstream.shell.join_facts import Literal, cast_literals
+from walstream.shell.postgres import Database
+from walstream.shell.spill import FileSpill
+from walstream.shell.wal_reader import Stream
+from walstream.telemetry.log import PLAN_CHANGED, PLAN_FAULTY, PUBLICATIONS_BEHIND
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
+
+EVICT_SECONDS: Final = 1.0
+PUBLICATIONS_SECONDS: Final = 2.0
+ADMISSIONS_MAX: Final = 4096
+MISSES_MAX: Final = 20
+"""Rounds of loading for one message: relation, its types, the types inside them, the filter's literals."""
+
+log = structlog.get_logger()
+
+
+class _LiteralMiss(CatalogMiss):
+    """A plan's filter compares with literals that PostgreSQL has not cast yet."""
+
+    def __init__(self, literals: frozenset[Literal]) -> None:
+        super().__init__()
+        self.literals = literals
+
+
+class PipelineSettings(msgspec.Struct, frozen=True):
+    """What the pipeline has to know from the configuration. ``publication``: also capture its tables, "" for none."""
+
+    schema: str = "realtime"
+    publication: str = ""
+    filter_tables: str = ""
+
+
+class Pipeline:
+    """The ``Sink`` of the reader.
+
+    ``returned``: called with the content of each transactional message of ours. What the slot keeps back is told by
+    who watches it, through ``slot_seen``.
+    """
+
+    def __init__(
+        self,
+        settings: PipelineSettings,
+        *,
+        catalog: Catalog,
+        ring: Ring,
+        fanout: Fanout,
+        database: Database,
+        returned: Callable[[bytes], object],
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self.plan = Plan(own_schema=settings.schema)
+        self.changes_in = 0
+        self._settings = settings
+        self._catalog = catalog
+        self._ring = ring
+        self._fanout = fanout
+        self._database = database
+        self._returned = returned
+        self._clock = clock
+        self._assembler = Assembler(spill_bytes=max(1, ring.bytes_max // 4), new_spill=FileSpill)
+        self._admissions: dict[Relation, Admission | None] = {}
+        self._literals: dict[Literal, bytes | str] = {}
+        self._decoder: Decoder | None = None
+        self._held: Record | None = None
+        self._plan_snapshot: Snapshot | None = None
+        self._server_start = 0.0
+        self._plugin = ""
+        self._restart_lsn = self._wal_end = 0
+        self._evict_at = 0.0
+        self._faulty: frozenset[Fault] = frozenset()
+        self._publications_due = trio.Event()
+
+    # -- the stream
+
+    async def open(self, stream: Stream) -> Mapping[str, str]:
+        """See ``Sink.open``. Loads the plan anew. Raises DatabaseRefused where ``walstream init`` is due."""
+        loaded = await self._database.run(plan_source.loader(self._settings.schema, self._settings.publication))
+        if stream.cluster != self._ring.cluster or stream.is_new_slot:
+            # Another cluster, or a slot that begins now: what the ring holds has no continuation.
+            self._ring.restart(stream.cluster)
+        self._fanout.server_started(stream.server_start)
+        self._server_start = stream.server_start
+        self._plugin = stream.plugin
+        self._decoder = decoder.make(
+            stream.plugin,
+            self._catalog,
+            wanted=self._wanted,
+            publication_names=(*publications.NAMES, *filter(None, [self._settings.publication])),
+            filter_tables=self._settings.filter_tables,
+        )
+        self._catalog.forget_relations()
+        self._assembler.reset()
+        self._held = None
+        self._plan_snapshot = loaded.snapshot
+        self._use(loaded.plan)
+        return self._decoder.options()
+
+    def receive(self, payload: bytes, data_start: int) -> None:
+        """See ``Sink.receive``."""
+        assert self._decoder is not None
+        record = self._decoder.decode(payload, data_start)
+        if record is None:
+            return
+        if type(record) is Change:
+            self._change(record, len(payload))
+        else:
+            self._take(record, len(payload))
+
+    async def recover(self, miss: CatalogMiss, payload: bytes, data_start: int) -> None:
+        """See ``Sink.recover``."""
+        for _ in range(MISSES_MAX):
+            await self._load(miss)
+            held, self._held = self._held, None
+            try:
+                if held is None:
+                    self.receive(payload, data_start)
+                else:
+                    self._take(held, len(payload))
+            except CatalogMiss as another:
+                miss = another
+            else:
+                return
+        raise EnvironmentFailure(f"the catalog never has what a message needs: {miss}")
+
+    async def flush(self) -> None:
+        """See ``Sink.flush``."""
+        await self._fanout.flush()
+
+    def confirmable(self, *, trailing: bool) -> Lsn:
+        """See ``Sink.confirmable``."""
+        if not trailing:
+            return self._ring.newest
+        self._evict()
+        return self._ring.confirmable
+
+    def _evict(self) -> None:
+        now = self._clock()
+        if now >= self._evict_at:
+            self._evict_at = now + EVICT_SECONDS
+            self._ring.evict(now, self._restart_lsn, self._wal_end)
+
+    def slot_seen(self, restart_lsn: int, wal_end: int) -> None:
+        """From where on the slot keeps WAL back, and how far the WAL goes; 0 for what is not known."""
+        self._restart_lsn, self._wal_end = restart_lsn, wal_end
+
+    # -- records
+
+    def _wanted(self, schema: str, name: str) -> bool:
+        return self.plan.wanted(schema, name) or self._is_control(schema, name)
+
+    def _is_control(self, schema: str, name: str) -> bool:
+        return schema == self._settings.schema and name == plan_source.TABLE
+
+    def _take(self, record: Record, size: int) -> None:
+        if isinstance(record, Change):
+            self._change(record, size)
+        elif isinstance(record, Begin):
+            self._assembler.begin(record)
+        elif isinstance(record, Commit):
+            self._commit(record)
+        elif isinstance(record, Message):
+            if record.transactional and record.prefix == MESSAGE_PREFIX:
+                self._assembler.message(record)
+        else:
+            self._truncations(record, size)
+
+    def _truncations(self, changes: tuple[Change, ...], size: int) -> None:
+        try:
+            for change in changes:
+                self._admission(change.relation)
+        except CatalogMiss:
+            self._held = changes
+            raise
+        for change in changes:
+            self._change(change, size)
+
+    def _change(self, change: Change, size: int) -> None:
+        relation = change.relation
+        try:
+            admission = self._admissions[relation]
+        except KeyError:
+            try:
+                admission = self._admission(relation)
+            except CatalogMiss:
+                self._held = change
+                raise
+        if admission is not None:
+            admitted = admission.admit(change)
+            if admitted is not None:
+                self._assembler.change(admitted, size)
+        elif self._is_control(relation.schema, relation.name):
+            self._assembler.control(change, size)
+
+    def _admission(self, relation: Relation) -> Admission | None:
+        if relation in self._admissions:
+            return self._admissions[relation]
+        admission = None
+        if not self._is_control(relation.schema, relation.name):
+            needed = self.plan.literals_needed(relation, self._catalog)
+            missing = needed - self._literals.keys()
+            if missing:
+                raise _LiteralMiss(frozenset(missing))
+            admission = self.plan.admission(relation, self._catalog, self._literals)
+            self._report_faults(self.plan.faults(relation))
+        if len(self._admissions) >= ADMISSIONS_MAX:
+            self._admissions.clear()
+        self._admissions[relation] = admission
+        return admission
+
+    def _commit(self, record: Commit) -> None:
+        transaction, spilled = self._assembler.commit(record)
+        ring = self._ring
+        if ring.is_known(transaction.commit_lsn):
+            return
+        if transaction.control:
+            self._change_plan(transaction)
+        for message in transaction.messages:
+            self._returned(message.content)
+        if not len(transaction.changes):
+            ring.pass_by(transaction.commit_lsn)
+            return
+        self.changes_in += len(transaction.changes)
+        sequence = ring.append(transaction, self._clock())
+        self._fanout.route(sequence, transaction, spilled=spilled)
+
+    # -- the plan
+
+    def _change_plan(self, transaction: Transaction) -> None:
+        """Somebody committed changes of ``subscriptions``: what follows in the WAL obeys them."""
+        if self._plan_snapshot is not None and not is_live(transaction, self._plan_snapshot, self._server_start):
+            return  # read again after a restart; the plan that was loaded has it
+        self._use(plan_source.applied(self.plan, transaction.control))
+        log.info(PLAN_CHANGED, rows=len(self.plan.rows), lsn=str(transaction.commit_lsn))
+        self._publications_due.set()
+
+    async def keep_publications(self) -> None:
+        """Make the publications follow direct SQL, for ever; only pgoutput reads through them."""
+        while True:
+            await self._publications_due.wait()
+            self._publications_due = trio.Event()
+            if self._plugin != "pgoutput":
+                continue
+            try:
+                synced = await self._database.run(
+                    lambda connection: publications.sync_publications(connection, self._settings.schema)
+                )
+            except WalstreamError as error:
+                log.warning(PUBLICATIONS_BEHIND, error=error.message, repair=error.repair)
+                self._publications_due.set()
+                await trio.sleep(PUBLICATIONS_SECONDS)
+                continue
+            for statement, refusal in synced.missing:
+                log.warning(PUBLICATIONS_BEHIND, error=refusal, repair=statement)
+
+    def _use(self, plan: Plan) -> None:
+        self.plan = plan
+        self._admissions.clear()
+        self._literals.clear()
+        if self._decoder is not None:
+            self._decoder.replan()
+        self._report_faults(plan.problems)
+
+    def _report_faults(self, faults: tuple[Fault, ...]) -> None:
+        for fault in faults:
+            if fault not in self._faulty:
+                log.warning(PLAN_FAULTY, subscription=fault.row_id, error=fault.message)
+        self._faulty |= frozenset(faults)
+
+    # -- what is loaded
+
+    async def _load(self, miss: CatalogMiss) -> None:
+        literals = miss.literals if isinstance(miss, _LiteralMiss) else frozenset()
+
+        def load(connection: PgConnection) -> _Loaded:
+            return _Loaded(
+                load_relations(connection, miss.relations) if miss.relations else {},
+                load_types(connection, miss.types) if miss.types else {},
+                cast_literals(connection, literals, self._catalog) if literals else {},
+            )
+
+        loaded = await self._database.run(load)
+        self._catalog.load(loaded.relations, loaded.types)
+        self._literals.update(loaded.literals)
+
+
+class _Loaded(NamedTuple):
+    relations: Mapping[tuple[str, str], RelationInfo | None]
+    types: Mapping[int, TypeInfo | None]
+    literals: Mapping[Literal, bytes | str]
