@@ -158,6 +158,21 @@ def test_a_join_does_not_look_through_the_whole_ring() -> None:
     assert len(made.maybe_live(snapshot, asked_at=10_000)) == 2
 
 
+def test_what_passed_by_is_confirmed_with_what_came_before_it() -> None:
+    made = ring(bytes_max=25)
+    made.pass_by(5)
+    assert (made.confirmable, made.is_known(5)) == (5, True)
+    made.append(transaction(10), 0)
+    made.pass_by(15)
+    assert (made.confirmable, made.newest) == (5, 15)
+    made.append(transaction(20), 0)
+    made.append(transaction(30), 0)
+    assert (ends(made), made.confirmable) == ([20, 30], 15)
+    made.pass_by(40)
+    made.evict(1000)
+    assert (ends(made), made.confirmable) == ([], 40)
+
+
 class Keeping(RuleBasedStateMachine):
     """Any order of commits, re-reads, clocks, slots and restarts, against a plain list."""
 
@@ -168,6 +183,7 @@ class Keeping(RuleBasedStateMachine):
         self.lsn = 1000
         self.appended: list[tuple[int, Transaction, float]] = []  # everything of this cluster
         self.confirmed = 0
+        self.passed: set[int] = set()
 
     @rule(step=st.integers(1, 150), size=st.integers(1, 120), xid=st.integers(3, 9))
     def commit(self, step: int, size: int, xid: int) -> None:
@@ -177,6 +193,13 @@ class Keeping(RuleBasedStateMachine):
         sequence = self.ring.append(made, self.now)
         assert not self.appended or sequence == self.appended[-1][0] + 1
         self.appended.append((sequence, made, self.now))
+
+    @rule(step=st.integers(1, 150))
+    def pass_by(self, step: int) -> None:
+        self.lsn += step
+        self.ring.pass_by(self.lsn)
+        self.passed.add(self.lsn)
+        assert self.ring.is_known(self.lsn)
 
     @rule(data=st.data())
     def read_again(self, data: st.DataObject) -> None:
@@ -208,6 +231,7 @@ class Keeping(RuleBasedStateMachine):
     def restart(self, cluster: str) -> None:
         self.ring.restart(cluster)
         self.appended.clear()
+        self.passed.clear()
         self.lsn = 1000
         self.confirmed = 0
 
@@ -225,7 +249,10 @@ class Keeping(RuleBasedStateMachine):
     def confirmable_only_rises_and_is_a_commit_end(self) -> None:
         assert self.ring.confirmable >= self.confirmed
         self.confirmed = self.ring.confirmable
-        assert self.confirmed in {0, *(made.commit_lsn for _, made, _ in self.appended)}
+        known = {0, *self.passed, *(made.commit_lsn for _, made, _ in self.appended)}
+        # No more is held back than the window needs.
+        oldest = min((made.commit_lsn for _, made, _ in self._kept()), default=1 << 63)
+        assert self.confirmed == max(lsn for lsn in known if lsn < oldest)
 
     @invariant()
     def transactions_are_found_by_sequence_and_by_xid(self) -> None:

@@ -21,19 +21,21 @@ class Entry(NamedTuple):
     """One transaction in the ring. ``sequence`` counts from 0 and never repeats; ``at``: monotonic seconds.
 
     ``highest_xid``: the highest xid up to and including this transaction, counted on from the first that was met.
+    ``before``: the commit end before its own, whether that transaction was kept or passed by.
     """
 
     sequence: int
     transaction: Transaction
     at: float
     highest_xid: int
+    before: Lsn
 
 
 class Ring:
     """Transactions in commit order, until the first bound (bytes, seconds, WAL bytes) ends the window.
 
-    ``confirmable`` is the newest commit end that has left the window: the only position that may be confirmed, and
-    always below the oldest commit that is still in it. The last two bounds are kept by the owner's ``evict``, which
+    ``confirmable`` is the newest commit end before the window: the only position that may be confirmed, and always
+    below the oldest commit that is still in it. The last two bounds are kept by the owner's ``evict``, which
     has to be called while no transactions come, too. ``size``: bytes that the transactions hold in memory.
     """
 
@@ -44,7 +46,7 @@ class Ring:
         self.cluster = "00000000"
         self.size = 0
         self.next_sequence = 0
-        self.newest = Lsn(0)  # commit end of the newest transaction that was appended
+        self.newest = Lsn(0)  # commit end of the newest transaction that was appended or passed by
         self.confirmable = Lsn(0)
         self._entries: deque[Entry] = deque()
         self._by_xid: dict[int, Entry] = {}
@@ -54,7 +56,7 @@ class Ring:
         return len(self._entries)
 
     def is_known(self, commit_lsn: int) -> bool:
-        """Whether a transaction with this commit end was appended before: it is being read again."""
+        """Whether a transaction with this commit end was appended or passed by before: it is being read again."""
         return commit_lsn <= self.newest
 
     def append(self, transaction: Transaction, now: float) -> int:
@@ -67,7 +69,7 @@ class Ring:
         highest = self._highest_xid
         extended = _FIRST_EPOCH + xid if highest is None else extend_xid(xid, highest)
         self._highest_xid = extended if highest is None else max(highest, extended)
-        entry = Entry(sequence, transaction, now, self._highest_xid)
+        entry = Entry(sequence, transaction, now, self._highest_xid, self.newest)
         self.next_sequence += 1
         self.newest = transaction.commit_lsn
         self._entries.append(entry)
@@ -78,7 +80,7 @@ class Ring:
         return sequence
 
     def pass_by(self, commit_lsn: int) -> None:
-        """Take note of a commit that brought nothing to keep: it may be confirmed as soon as the window is empty."""
+        """Take note of a commit that brought nothing to keep: it may be confirmed when all that came before may."""
         self.newest = Lsn(commit_lsn)
         if not self._entries:
             self.confirmable = self.newest
@@ -106,7 +108,7 @@ class Ring:
     def _drop_oldest(self) -> None:
         entry = self._entries.popleft()
         self.size -= entry.transaction.size
-        self.confirmable = entry.transaction.commit_lsn if self._entries else self.newest
+        self.confirmable = self._entries[0].before if self._entries else self.newest
         if self._by_xid.get(entry.transaction.xid) is entry:
             del self._by_xid[entry.transaction.xid]
 
