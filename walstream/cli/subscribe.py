@@ -67,6 +67,6 @@ def command(
         )
     shell.say(f"{done.pattern} is captured" + ("" if done.changed else ", as it was before"))
     for warning in done.warnings:
-        shell.say(f"warning: {warning}")
+        shell.say(f"warning: {warning.cause} [{warning.code}]\nrepair: {warning.repair}")
     for statement, refusal in done.publications.missing if done.publications else ():
         shell.say(f"warning: a publication is not up to date: {refusal}\nrepair: its owner runs: {statement}")

@@ -108,4 +108,4 @@ def judge(
     except tables.LOOKUP_ERRORS as error:
         return "error", str(error)
     told = subscriptions.warnings(connection, target, wish, filter_columns)
-    return ("warning", "; ".join(told)) if told else ("ok", "")
+    return ("warning", "; ".join(warning.cause for warning in told)) if told else ("ok", "")

@@ -20,6 +20,7 @@ from walstream.errors import FilterError, NotFound
 from walstream.model import Operation
 from walstream.shell import filter_check, publications, tables
 from walstream.shell.publications import Synced
+from walstream.shell.reports import Finding
 from walstream.shell.rows import scalar
 from walstream.shell.tables import Table, Target
 
@@ -46,7 +47,7 @@ class Subscribed(NamedTuple):
     pattern: str
     tables: tuple[Table, ...]
     changed: bool
-    warnings: tuple[str, ...]
+    warnings: tuple[Finding, ...]
     publications: Synced | None
 
 
@@ -190,23 +191,33 @@ def _upsert(cursor: Cursor, schema: str, pattern: str, wish: Wish) -> tuple[str,
     return str(scalar(cursor)), False
 
 
-def warnings(connection: Connection, target: Target, wish: Wish, read: frozenset[str]) -> tuple[str, ...]:
-    """What of the wish PostgreSQL will not deliver."""
+def warnings(connection: Connection, target: Target, wish: Wish, read: frozenset[str]) -> tuple[Finding, ...]:
+    """What of the wish PostgreSQL will not deliver. ``read``: columns of the filter."""
     told = []
     events = [event.value for event in (Operation.UPDATE, Operation.DELETE) if event in wish.events]
-    blind = [table for table in target.tables if not table.identity and not _leaves_identify(connection, table)]
-    if events and blind:
-        told.append(
-            f"{' and '.join(events)} of {', '.join(table.pattern for table in blind)} will not arrive:"
-            " the table has no usable replica identity (add a primary key, or subscribe with --replica-identity full)"
-        )
-    unknown = sorted({column for table in target.tables for column in read - _in_old_row(connection, table)})
-    if Operation.DELETE in wish.events and unknown and not blind:
-        told.append(
-            f"DELETE will not match the filter: the WAL of a deleted row has no {', '.join(unknown)}"
-            " (subscribe with --replica-identity full)"
-        )
+    for table in target.tables:
+        if events and not table.identity and not _leaves_identify(connection, table):
+            cause = f"{' and '.join(events)} of {table.pattern} will not arrive: it has no usable replica identity"
+            told.append(Finding("replica_identity", "warning", table.pattern, cause, _identify(connection, table)))
+            continue
+        unknown = sorted(read - _in_old_row(connection, table)) if read else []
+        if Operation.DELETE in wish.events and unknown:
+            cause = (
+                f"DELETE of {table.pattern} will not match the filter:"
+                f" the WAL of a deleted row has no {', '.join(unknown)}"
+            )
+            repair = "; ".join(_full(leaf) for leaf in tables.leaves(connection, table))
+            told.append(Finding("filter_on_delete", "warning", table.pattern, cause, repair))
     return tuple(told)
+
+
+def _identify(connection: Connection, table: Table) -> str:
+    blind = [leaf for leaf in tables.leaves(connection, table) if not leaf.identity]
+    return "; ".join([*map(_full, blind or [table]), "or add a primary key"])
+
+
+def _full(table: Table) -> str:
+    return f"alter table {table.pattern} replica identity full"
 
 
 def _leaves_identify(connection: Connection, table: Table) -> bool:

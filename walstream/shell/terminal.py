@@ -132,7 +132,8 @@ class Terminal:
                 details |= {"reason": error.reason, "sqlstate": error.sqlstate}
             self.say(self._json({"error": details}))
             return
-        self.say(f"error: {error.message} [{_name(error)}]")
+        message = " ".join(line.strip() for line in error.message.splitlines())  # libpq's have several lines
+        self.say(f"error: {message} [{_name(error)}]")
         if repair := repair_of(error):
             self.say(f"repair: {repair}")
 

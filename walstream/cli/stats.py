@@ -1,0 +1,33 @@
+"""``walstream stats``: numbers about subscriptions, presence, broadcasts and connections.
+
+The statements are in ``walstream.shell.counts``.
+"""
+
+from __future__ import annotations
+
+import click
+
+from walstream.shell import terminal
+from walstream.shell.terminal import Terminal
+
+
+@click.command("stats")
+@terminal.options(word=True)
+def command(shell: Terminal) -> None:
+    """Show statistics: what is stored, who is there, and how much was sent.
+
+    In JSON an object with a block for each of status, subscriptions, presence, broadcast and connections.
+    """
+    from walstream.shell import counts
+
+    with shell.database() as connection:
+        blocks = counts.statistics(connection, shell.config.schema)
+    if shell.format == "json":
+        shell.record(blocks)
+        return
+    rows = [
+        {"block": block, "name": name, "value": value}
+        for block, found in blocks.items()
+        for name, value in found.items()
+    ]
+    shell.rows(rows, ("block", "name", "value"))

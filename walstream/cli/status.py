@@ -1,0 +1,58 @@
+"""``walstream status``: what is in the database, how the slot is, and whether a daemon runs.
+
+Counts are in ``walstream.shell.counts``, the slot in ``walstream.shell.slots``; the daemon is asked over HTTP.
+"""
+
+from __future__ import annotations
+
+import click
+
+from walstream.config import redact_dsn
+from walstream.shell import terminal
+from walstream.shell.terminal import Terminal
+
+
+@click.command("status")
+@terminal.options(word=True)
+def command(shell: Terminal) -> None:
+    """Show what is there and what runs: counts, the slot with its lag, and the daemon that answers on --listen."""
+    from walstream.shell import counts, daemon_health, preflight, slots
+
+    settings = shell.config
+    with shell.database() as connection:
+        state = preflight.read_schema(connection, settings.schema)
+        present = state.condition in ("current", "pending")
+        overview = counts.overview(connection, settings.schema) if present else dict.fromkeys(counts.OVERVIEW_COLUMNS)
+        slot = slots.find(connection, settings.slot)
+        server = preflight.read_server(connection)
+    health = daemon_health.fetch(settings.host, settings.port)
+    daemon = health or {}
+    shell.record(
+        {
+            **overview,
+            "database": server.database,
+            "database_url": redact_dsn(settings.database_url),
+            "server_version": f"{server.version // 10000}.{server.version % 10000}",
+            "schema": settings.schema,
+            "schema_state": state.condition,
+            "slot": settings.slot,
+            "slot_exists": slot is not None,
+            "plugin": slot.plugin if slot else None,
+            "slot_active": slot.active if slot else None,
+            "wal_status": slot.wal_status if slot else None,
+            "lag_bytes": slot.lag_bytes if slot else None,
+            "retained_bytes": slot.retained_bytes if slot else None,
+            "safe_bytes": slot.safe_bytes if slot else None,
+            "daemon": daemon.get("status", "not running"),
+            "daemon_reasons": daemon.get("reasons", []),
+            "listen": settings.listen,
+            "node": daemon.get("node"),
+            "version": daemon.get("version"),
+            "clients": daemon.get("clients"),
+            "uptime": daemon.get("uptime"),
+        }
+    )
+    if not present:
+        shell.say(f"the schema {settings.schema} is {state.condition}\nrepair: walstream doctor tells what to do")
+    if health is None:
+        shell.say(f"no daemon answers on {settings.listen}: walstream serve starts one")
