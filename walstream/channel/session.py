@@ -461,7 +461,7 @@ def _json_payload(message: ClientMessage) -> bytes:
         try:
             message.payload.decode("utf-8")
         except UnicodeDecodeError:
-            return b"null"
+            return b'{"config":{}}'
     return message.payload
 
 
