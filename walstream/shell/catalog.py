@@ -6,52 +6,92 @@ What they are used for is told in ``walstream.model``.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from walstream.model import Column, RelationInfo, ReplicaIdentity, TypeInfo
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
 
-# PostgreSQL 17, 51.11 pg_class, 51.7 pg_attribute, 51.26 pg_index. A partition's primary key is its root's.
+NAME_BYTES_MAX: Final = 63
+"""The longest name (PostgreSQL 17, 4.1.1 Identifiers and Key Words)."""
+
+# PostgreSQL 17, 51.11 pg_class, 51.7 pg_attribute, 51.26 pg_index, 51.12 pg_collation, 51.15 pg_database.
+# A partition's primary key and columns are its root's; what its old rows hold is decided by its own replica identity,
+# which a deferrable key is not. The columns of an index's INCLUDE are no part of a key.
+# Columns of pg_collation and pg_database come and go with versions (14: no datlocprovider; 17: colllocale, datlocale
+# and the provider "b"), so they are read as JSON. Locales of libc are compared in small letters and without hyphens.
 _RELATIONS = """
 with wanted as (
-    select c.oid, n.nspname, c.relname, c.relreplident, c.relrowsecurity,
+    select c.oid, n.nspname, c.relname, c.relreplident,
            coalesce(case when c.relispartition then pg_catalog.pg_partition_root(c.oid)::oid end, c.oid) as root
       from pg_catalog.pg_class c
       join pg_catalog.pg_namespace n on n.oid = c.relnamespace
      where (n.nspname, c.relname) in (select * from unnest(%(schemas)s::name[], %(tables)s::name[]))
+       and c.relkind in ('r', 'p', 'm')
+),
+keys as (
+    select i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate and i.indisvalid as usable,
+           array(select a.attname::text
+                   from pg_catalog.pg_attribute a
+                  where a.attrelid = i.indrelid and a.attnum = any((i.indkey::int2[])[0:i.indnkeyatts - 1])
+                  order by a.attnum) as names
+      from pg_catalog.pg_index i
+     where i.indrelid in (select w.oid from wanted w union select w.root from wanted w)
+       and (i.indisprimary or i.indisreplident)
+),
+locales as (
+    select l.oid, l.collisdeterministic as is_exact, f.provider,
+           lower(replace(f.collate, '-', '')) as collate, lower(replace(f.ctype, '-', '')) as ctype, f.locale
+      from pg_catalog.pg_collation l
+      cross join lateral (
+          select to_jsonb(l) as own,
+                 (select to_jsonb(d) from pg_catalog.pg_database d
+                   where d.datname = pg_catalog.current_database()) as db
+      ) j
+      cross join lateral (
+          select case when l.collprovider = 'd' then coalesce(db ->> 'datlocprovider', 'c')
+                      else l.collprovider::text end as provider,
+                 case when l.collprovider = 'd' then db ->> 'datcollate' else own ->> 'collcollate' end as collate,
+                 case when l.collprovider = 'd' then db ->> 'datctype' else own ->> 'collctype' end as ctype,
+                 case when l.collprovider = 'd' then db ->> 'datlocale' else own ->> 'colllocale' end as locale
+      ) f
+),
+columns as (
+    select a.attrelid, a.attnum, a.attname::text as name, a.atttypid::int8 as type_oid, t.typname::text as type_name,
+           l.is_exact = false as is_fuzzy,
+           case l.provider when 'c' then l.collate in ('c', 'posix', 'c.utf8')
+                           when 'b' then true
+                           else false end as is_ordered,
+           case l.provider when 'c' then l.ctype in ('c', 'posix')
+                           when 'b' then l.locale = 'C'
+                           else false end as is_ascii
+      from pg_catalog.pg_attribute a
+      join pg_catalog.pg_type t on t.oid = a.atttypid
+      left join locales l on l.oid = a.attcollation
+     where a.attrelid in (select w.root from wanted w) and a.attnum > 0 and not a.attisdropped
 )
-select w.oid, w.nspname, w.relname, w.relreplident::text,
-       rn.nspname, rc.relname, rc.relrowsecurity,
-       array(select a.attname::text
-               from pg_catalog.pg_index i
-               join pg_catalog.pg_attribute a on a.attrelid = w.oid and a.attnum = any(i.indkey)
-              where i.indrelid = w.oid and i.indisprimary
-              order by a.attnum),
-       array(select a.attname::text
-               from pg_catalog.pg_index i
-               join pg_catalog.pg_attribute a on a.attrelid = w.oid and a.attnum = any(i.indkey)
-              where i.indrelid = w.oid
-                and ((w.relreplident = 'd' and i.indisprimary) or (w.relreplident = 'i' and i.indisreplident))
-              order by a.attnum),
-       array(select a.attname::text from pg_catalog.pg_attribute a
-              where a.attrelid = w.root and a.attnum > 0 and not a.attisdropped order by a.attnum),
-       array(select a.atttypid::int8 from pg_catalog.pg_attribute a
-              where a.attrelid = w.root and a.attnum > 0 and not a.attisdropped order by a.attnum),
-       array(select t.typname::text from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
-              where a.attrelid = w.root and a.attnum > 0 and not a.attisdropped order by a.attnum),
-       array(select a.attname::text
-               from pg_catalog.pg_attribute a
-               join pg_catalog.pg_collation l on l.oid = a.attcollation
-              where a.attrelid = w.root and a.attnum > 0 and not a.attisdropped
-                and coalesce(case when l.collprovider = 'd' then
-                                 (select d.datcollate from pg_catalog.pg_database d
-                                   where d.datname = pg_catalog.current_database())
-                             else coalesce(l.collcollate, '') end, '') in ('C', 'POSIX', 'C.UTF-8', 'C.utf8', 'ucs_basic'))
+select w.oid::int8 as oid, w.nspname::text as schema, w.relname::text as name, w.relreplident::text as identity,
+       array[rn.nspname::text, rc.relname::text] as root, rc.relrowsecurity as row_security,
+       coalesce((select k.names from keys k where k.indrelid = w.root and k.indisprimary), '{}') as primary_key,
+       coalesce((select k.names from keys k
+                  where k.indrelid = w.oid and k.usable
+                    and (w.relreplident = 'd' and k.indisprimary or w.relreplident = 'i' and k.indisreplident)),
+                '{}') as identity_columns,
+       c.names, c.type_oids, c.type_names, c.ordered, c.ascii, c.fuzzy
   from wanted w
   join pg_catalog.pg_class rc on rc.oid = w.root
   join pg_catalog.pg_namespace rn on rn.oid = rc.relnamespace
+  cross join lateral (
+      select coalesce(array_agg(c.name order by c.attnum), '{}') as names,
+             coalesce(array_agg(c.type_oid order by c.attnum), '{}') as type_oids,
+             coalesce(array_agg(c.type_name order by c.attnum), '{}') as type_names,
+             coalesce(array_agg(c.name) filter (where c.is_ordered), '{}') as ordered,
+             coalesce(array_agg(c.name) filter (where c.is_ascii), '{}') as ascii,
+             coalesce(array_agg(c.name) filter (where c.is_fuzzy), '{}') as fuzzy
+        from columns c
+       where c.attrelid = w.root
+  ) c
 """
 
 # PostgreSQL 17, 51.64 pg_type, with the types inside it: elements, bases of domains, fields of composites.
@@ -75,9 +115,11 @@ select t.oid::int8, t.typname::text, t.typtype::text, t.typcategory::text,
        case when t.typcategory = 'A' then t.typelem::int8 else 0 end,
        t.typbasetype::int8, coalesce(e.typdelim, t.typdelim)::text,
        array(select a.attname::text from pg_catalog.pg_attribute a
-              where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped order by a.attnum),
+              where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+              order by a.attnum),
        array(select a.atttypid::int8 from pg_catalog.pg_attribute a
-              where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped order by a.attnum),
+              where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+              order by a.attnum),
        array(select l.enumlabel::text from pg_catalog.pg_enum l where l.enumtypid = t.oid order by l.enumsortorder)
   from (select distinct oid from reached) r
   join pg_catalog.pg_type t on t.oid = r.oid
@@ -91,32 +133,61 @@ def load_relations(
     """Facts of the named tables; None for those that do not exist. Raises psycopg2.Error."""
     facts: dict[tuple[str, str], RelationInfo | None] = dict.fromkeys(names)
     with connection.cursor() as cursor:
-        cursor.execute(
-            _RELATIONS, {"schemas": [schema for schema, _ in names], "tables": [table for _, table in names]}
-        )  # fmt: skip
+        cursor.execute(_RELATIONS, name_arrays(names))
         for row in cursor.fetchall():
-            info = _relation_info(row)
+            info = _relation_info(*row)
             facts[info.schema, info.name] = info
     return facts
 
 
-def _relation_info(row: tuple[object, ...]) -> RelationInfo:
-    (oid, schema, name, identity, root_schema, root, security, key, identity_columns, order, oids, types, ordered) = row
-    columns = tuple(Column(*parts) for parts in zip(order, oids, types, strict=True))  # type: ignore[call-overload]  # arrays of equal length
+def name_arrays(names: Collection[tuple[str, str]]) -> dict[str, list[str]]:
+    """Parameters ``schemas`` and ``tables`` of a statement. Leaves out what cannot be a name in a database.
+
+    Clients choose names: PostgreSQL would cut one that is too long and find another table by it, and psycopg2 raises
+    for NUL and for what has no UTF-8.
+    """
+    possible = [pair for pair in names if _is_name(pair[0]) and _is_name(pair[1])]
+    return {"schemas": [schema for schema, _ in possible], "tables": [table for _, table in possible]}
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return len(text.encode()) <= NAME_BYTES_MAX and "\0" not in text
+    except UnicodeEncodeError:
+        return False
+
+
+def _relation_info(
+    oid: int,
+    schema: str,
+    name: str,
+    identity: str,
+    root: list[str],
+    row_security: bool,
+    primary_key: list[str],
+    identity_columns: list[str],
+    names: list[str],
+    type_oids: list[int],
+    type_names: list[str],
+    ordered: list[str],
+    ascii_case: list[str],
+    fuzzy: list[str],
+) -> RelationInfo:
     replica_identity = ReplicaIdentity(identity)
-    held = tuple(order) if replica_identity is ReplicaIdentity.FULL else tuple(identity_columns)  # type: ignore[arg-type]  # text[]
     return RelationInfo(
-        oid=int(str(oid)),
-        schema=str(schema),
-        name=str(name),
-        primary_key=tuple(key),  # type: ignore[arg-type]  # text[]
+        oid=oid,
+        schema=schema,
+        name=name,
+        primary_key=tuple(primary_key),
         replica_identity=replica_identity,
-        identity_columns=held,
-        root=(str(root_schema), str(root)),
-        column_order=tuple(order),  # type: ignore[arg-type]  # text[]
-        columns=columns,
-        row_security=bool(security),
-        ordered_text=frozenset(ordered),  # type: ignore[arg-type]  # text[]
+        identity_columns=tuple(names if replica_identity is ReplicaIdentity.FULL else identity_columns),
+        root=(root[0], root[1]),
+        column_order=tuple(names),
+        columns=tuple(map(Column, names, type_oids, type_names)),
+        row_security=row_security,
+        ordered_text=frozenset(ordered),
+        ascii_case=frozenset(ascii_case),
+        fuzzy_text=frozenset(fuzzy),
     )
 
 
