@@ -55,6 +55,10 @@ class Ring:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def seconds_kept(self, now: float) -> float:
+        """Age of the oldest transaction in the window. ``now``: monotonic seconds."""
+        return now - self._entries[0].at if self._entries else 0.0
+
     def is_known(self, commit_lsn: int) -> bool:
         """Whether a transaction with this commit end was appended or passed by before: it is being read again."""
         return commit_lsn <= self.newest

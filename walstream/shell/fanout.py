@@ -16,6 +16,7 @@ import trio
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live, settled
 from walstream.model import Change, Relation, Snapshot, Transaction
+from walstream.protocol.changes import RECORD_BYTES_MAX
 from walstream.protocol.shapes import Shape, TransactionText
 from walstream.protocol.websocket import frame_header
 from walstream.router.binding import Binding
@@ -119,7 +120,8 @@ class Fanout:
     other half done. A transaction that lives in a file, and all that come after it, are routed by ``run`` in slices.
     """
 
-    def __init__(self, router: Router, ring: Ring, access: Access) -> None:
+    def __init__(self, router: Router, ring: Ring, access: Access, *, max_record_bytes: int = RECORD_BYTES_MAX) -> None:
+        self._max_record_bytes = max_record_bytes
         self._router = router
         self._ring = ring
         self._access = access
@@ -148,20 +150,38 @@ class Fanout:
 
         Transactions that were routed before this call although they are live for ``snapshot`` are delivered now.
         """
+        audience = self._audience(key)
+        member = Member(outbox, audience, snapshot)
+        self._catch_up(member, asked_at)
+        self._enter(member)
+        return member
+
+    def _audience(self, key: AudienceKey) -> Audience:
         audience = self._audiences.get(key)
         if audience is None:
             audience = self._audiences[key] = Audience(key)
             for binding_id in set(key.ids):
                 self._by_binding.setdefault(binding_id, {})[audience] = None
-        member = Member(outbox, audience, snapshot)
-        self._catch_up(member, asked_at)
+        return audience
+
+    def _enter(self, member: Member) -> None:
+        audience, outbox = member.audience, member.outbox
         memberships = self._memberships.setdefault(outbox, [])
         memberships.append(member)
         if len(memberships) == 2:
             self._share(memberships[0])
         audience.joining[outbox] = member
         self._joining.append(member)
-        return member
+
+    def move(self, member: Member, key: AudienceKey) -> Member:
+        """Go on in another audience, which gets the same changes, without missing or repeating any."""
+        if member.audience.held:
+            self._finish(member.audience, last=False)  # a large transaction is half routed: what is held is its share
+        moved = Member(member.outbox, self._audience(key), member.snapshot)
+        moved.live = member.live
+        self.leave(member)
+        self._enter(moved)
+        return moved
 
     def leave(self, member: Member) -> None:
         """Remove a socket from an audience; nothing more of it is delivered."""
@@ -299,7 +319,7 @@ class Fanout:
         self._joining = waiting
 
     def _text(self, transaction: Transaction) -> TransactionText:
-        return TransactionText.of(transaction, self._ring.cluster)
+        return TransactionText.of(transaction, self._ring.cluster, self._max_record_bytes)
 
     def _deliver(
         self,
@@ -311,6 +331,7 @@ class Fanout:
         matched = self._router.match(change)
         if not matched:
             return
+        self.changes_out += 1
         rendered: dict[tuple[Shape, tuple[str, ...] | None], Rendered] = {}
         if len(matched) == 1:
             binding = matched[0]

@@ -36,6 +36,7 @@ from walstream.model import (
     TypeInfo,
 )
 from walstream.shell import plan_source, publications
+from walstream.shell.access import Rights, TableAccess, load_rights
 from walstream.shell.catalog import load_relations, load_types
 from walstream.shell.fanout import Fanout
 from walstream.shell.join_facts import Literal, cast_literals
@@ -64,6 +65,14 @@ class _LiteralMiss(CatalogMiss):
         self.literals = literals
 
 
+class _RightsMiss(CatalogMiss):
+    """A table that nobody has asked about yet: somebody may have joined all tables."""
+
+    def __init__(self, table: tuple[str, str]) -> None:
+        super().__init__()
+        self.table = table
+
+
 class PipelineSettings(msgspec.Struct, frozen=True):
     """What the pipeline has to know from the configuration. ``publication``: also capture its tables, "" for none."""
 
@@ -86,6 +95,7 @@ class Pipeline:
         catalog: Catalog,
         ring: Ring,
         fanout: Fanout,
+        access: TableAccess,
         database: Database,
         returned: Callable[[bytes], object],
         clock: Callable[[], float] = trio.current_time,
@@ -96,6 +106,7 @@ class Pipeline:
         self._catalog = catalog
         self._ring = ring
         self._fanout = fanout
+        self._access = access
         self._database = database
         self._returned = returned
         self._clock = clock
@@ -238,6 +249,9 @@ class Pipeline:
             return self._admissions[relation]
         admission = None
         if not self._is_control(relation.schema, relation.name):
+            table = (relation.schema, relation.name)
+            if self._access.roles and table not in self._access.tables and self.plan.wanted(*table):
+                raise _RightsMiss(table)
             needed = self.plan.literals_needed(relation, self._catalog)
             missing = needed - self._literals.keys()
             if missing:
@@ -312,20 +326,26 @@ class Pipeline:
 
     async def _load(self, miss: CatalogMiss) -> None:
         literals = miss.literals if isinstance(miss, _LiteralMiss) else frozenset()
+        tables = (miss.table,) if isinstance(miss, _RightsMiss) else ()
+        roles = frozenset(self._access.roles)
 
         def load(connection: PgConnection) -> _Loaded:
             return _Loaded(
                 load_relations(connection, miss.relations) if miss.relations else {},
                 load_types(connection, miss.types) if miss.types else {},
                 cast_literals(connection, literals, self._catalog) if literals else {},
+                load_rights(connection, roles, tables) if tables else {},
             )
 
         loaded = await self._database.run(load)
         self._catalog.load(loaded.relations, loaded.types)
         self._literals.update(loaded.literals)
+        if roles >= self._access.roles.keys():  # else a role has come meanwhile: the miss is met, and loaded, again
+            self._access.update(loaded.rights, roles, tables)
 
 
 class _Loaded(NamedTuple):
     relations: Mapping[tuple[str, str], RelationInfo | None]
     types: Mapping[int, TypeInfo | None]
     literals: Mapping[Literal, bytes | str]
+    rights: Rights

@@ -109,7 +109,10 @@ class Reading(NamedTuple):
 
 
 class WalReader:
-    """Keeps the stream of one slot running. ``trailing``: whether the confirmed position may stay behind at all."""
+    """Keeps the stream of one slot running. ``trailing``: whether the confirmed position may stay behind at all.
+
+    ``started`` is called at the start of each stream.
+    """
 
     def __init__(
         self,
@@ -119,12 +122,14 @@ class WalReader:
         metrics: Metrics,
         *,
         trailing: Callable[[], bool] = lambda: True,
+        started: Callable[[], None] = lambda: None,
     ) -> None:
         self._reading = reading
         self._sink = sink
         self._health = health
         self._metrics = metrics
         self._trailing = trailing
+        self._started = started
         self._stream_scope: trio.CancelScope | None = None
         self._leaving = ""
         self._confirmed = 0
@@ -190,6 +195,7 @@ class WalReader:
                 self._metrics.reader_restarts.inc()
                 self._health.reader_is("streaming")
                 self._confirmed = 0
+                self._started()
                 await self._read(opened, cursor, wal_sender_timeout / 3 if wal_sender_timeout else 0.0)
         except psycopg2.Error as error:
             refused = translate(error)

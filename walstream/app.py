@@ -1,0 +1,230 @@
+"""The daemon: every part made once, from one configuration, and the tree of tasks that runs them.
+
+    serve
+    ├── signals            first one drains, second one ends at once
+    ├── edge               listeners, sockets, HTTP
+    ├── expiries           tokens and waits that end
+    ├── joins              answers joins with what the database says; refreshes rights
+    ├── fanout             routes transactions that are too large for one go
+    ├── publications       follow the plan, for pgoutput
+    ├── heartbeat          proves the way through the WAL
+    ├── slot watch         looks at the slot, and for a server that leaves
+    └── reader             streams the slot through the pipeline into the fan-out
+
+An error that a task does not expect ends all of them and the process: whoever supervises it starts it again.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+import structlog
+import trio
+
+from walstream import __version__
+from walstream.auth.keys import ApiKeys
+from walstream.auth.tokens import Verifier
+from walstream.config import Config
+from walstream.errors import ConfigError, WalstreamError
+from walstream.history.ring import Ring
+from walstream.model import Catalog
+from walstream.router import Router
+from walstream.shell.access import TableAccess
+from walstream.shell.admission import Admission, session_limits
+from walstream.shell.connection import Connections
+from walstream.shell.edge import Edge
+from walstream.shell.expiries import Expiries
+from walstream.shell.fanout import Fanout
+from walstream.shell.health import Health
+from walstream.shell.heartbeat import Heartbeat
+from walstream.shell.http_app import make_app
+from walstream.shell.joins import Joins
+from walstream.shell.key_sets import load_key_set
+from walstream.shell.limits import EdgeLimits, raise_open_files
+from walstream.shell.pipeline import Pipeline, PipelineSettings
+from walstream.shell.postgres import Database
+from walstream.shell.slot_watch import Look, SlotWatch
+from walstream.shell.wal_reader import Reading, WalReader
+from walstream.telemetry import log as logs
+from walstream.telemetry.log import SERVER_STARTED, SERVER_STOPPED
+from walstream.telemetry.metrics import Metrics
+
+OPEN_ROLE: Final = "anon"
+"""The role of everybody while no key is configured, which only a listener on loopback may be."""
+
+APPLICATION_NAME: Final = "walstream"
+
+log = structlog.get_logger()
+
+
+class Daemon:
+    """All parts of one node, made and joined, not yet running. Raises ConfigError."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.health = Health(
+            version=__version__,
+            node=f"{socket.gethostname()}/{config.slot}",
+            heartbeat_seconds=config.heartbeat_seconds,
+        )
+        self.metrics = Metrics()
+        self.database = Database(config.database_url, APPLICATION_NAME)
+        self.ring = Ring(
+            bytes_max=config.history_bytes, seconds=config.history_seconds, wal_bytes=config.history_wal_bytes
+        )
+        catalog, access = Catalog(), TableAccess()
+        router = Router(catalog)
+        self.fanout = Fanout(router, self.ring, access, max_record_bytes=config.max_record_bytes)
+        self.heartbeat = Heartbeat(
+            self.database, self.health, node=self.health.node, seconds=config.heartbeat_seconds, metrics=self.metrics
+        )
+        self.pipeline = Pipeline(
+            PipelineSettings(config.schema, config.publication, config.filter_tables),
+            catalog=catalog,
+            ring=self.ring,
+            fanout=self.fanout,
+            access=access,
+            database=self.database,
+            returned=self.heartbeat.returned,
+        )
+        reading = Reading(config.database_url, config.slot, config.decoder, config.schema)
+        self.reader = WalReader(
+            reading,
+            self.pipeline,
+            self.health,
+            self.metrics,
+            trailing=lambda: not self.watch.must_not_trail,
+            started=self._stream_started,
+        )
+        self.watch = SlotWatch(
+            config.database_url,
+            config.slot,
+            self.health,
+            application_name=reading.application_name,
+            wal_bytes=config.history_wal_bytes,
+            on_server_leaving=lambda error: self.reader.leave(str(error)),
+            on_look=self._slot_seen,
+            metrics=self.metrics,
+        )
+        self.joins = Joins(
+            database=self.database,
+            catalog=catalog,
+            router=router,
+            ring=self.ring,
+            fanout=self.fanout,
+            access=access,
+            plan=lambda: self.pipeline.plan,
+        )
+        self.expiries = Expiries()
+        connections = Connections(self.joins, self.expiries, self.metrics)
+        self.edge = Edge(
+            config.host,
+            config.port,
+            limits=EdgeLimits.of(config),
+            admit=Admission(_verifier(config), session_limits(config), connections),
+            application=make_app(self.health, self.metrics.page),
+            health=self.health,
+            metrics=self.metrics,
+        )
+        self._watch_numbers()
+
+    def _watch_numbers(self) -> None:
+        self.health.subscriptions = lambda: len(self.pipeline.plan.rows)
+        watch = self.metrics.watch
+        watch("subscriptions", lambda: len(self.pipeline.plan.rows))
+        watch("changes_in", lambda: self.pipeline.changes_in)
+        watch("changes_out", lambda: self.fanout.changes_out)
+        watch("frames_out", lambda: self.fanout.frames_out)
+        watch("history_bytes", lambda: self.ring.size)
+        watch("history_seconds", lambda: self.ring.seconds_kept(trio.current_time()))
+
+    def _stream_started(self) -> None:
+        self.watch.look_now()
+        self.heartbeat.beat_now()
+
+    def _slot_seen(self, look: Look | None) -> None:
+        self.ring.wal_bytes = self.watch.wal_bytes
+        restart = self.watch.restart_lsn
+        retained = look.retained_bytes if look is not None else None
+        self.pipeline.slot_seen(restart, restart + retained if retained else 0)
+
+    async def run(self) -> None:
+        """Serve until a signal ends it. Raises ConfigError where it cannot listen."""
+        async with trio.open_nursery() as nursery:
+            addresses = await nursery.start(self.edge.run)
+            await nursery.start(self._stop_on_signals, nursery.cancel_scope)
+            for task in (
+                self.expiries.run,
+                self.joins.run,
+                self.fanout.run,
+                self.pipeline.keep_publications,
+                self.heartbeat.run,
+                self.watch.run,
+                self.reader.run,
+            ):
+                nursery.start_soon(task)
+            log.info(
+                SERVER_STARTED,
+                version=__version__,
+                listen=[f"{host}:{port}" for host, port in addresses],
+                slot=self.config.slot,
+            )
+        await self.database.aclose()
+        log.info(SERVER_STOPPED)
+
+    async def _stop_on_signals(
+        self, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            task_status.started()
+            await anext(received)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._drain, everything)
+                await anext(received)
+                everything.cancel()
+
+    async def _drain(self, everything: trio.CancelScope) -> None:
+        """Changes go on reaching clients while they are sent away."""
+        await self.edge.drain()
+        everything.cancel()
+
+
+def main(config: Config) -> int:
+    """Run the daemon until it is told to stop. Returns the exit code; raises ConfigError."""
+    logs.configure(config.log_level, config.log_format)
+    if not config.database_url:
+        raise ConfigError("no database", repair="set WALSTREAM_DATABASE_URL")
+    if not config.has_keys and not config.is_loopback:
+        raise ConfigError(
+            f"listen: {config.listen} can be reached from elsewhere, and there is no key to tell clients apart",
+            repair="set WALSTREAM_JWT_SECRET, WALSTREAM_JWKS or WALSTREAM_API_KEYS, or listen on 127.0.0.1",
+        )
+    raise_open_files(config.max_connections)
+    try:
+        trio.run(Daemon(config).run)
+    except BaseExceptionGroup as group:
+        for error in _leaves(group):
+            if isinstance(error, WalstreamError):
+                raise error from group
+        raise
+    return 0
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _verifier(config: Config) -> Verifier:
+    return Verifier(
+        config.jwt_secret,
+        load_key_set(config.jwks),
+        ApiKeys.parse(config.api_keys),
+        open_role="" if config.has_keys else OPEN_ROLE,
+    )
