@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from walstream.decoder.api import Decoder, Wanted
+from walstream.decoder.api import MESSAGE_PREFIX, Decoder, Wanted
 from walstream.decoder.pgoutput import Pgoutput
-from walstream.decoder.wal2json import MESSAGE_PREFIX, Wal2json
+from walstream.decoder.wal2json import Wal2json
 from walstream.model import Catalog
 
 DECODERS = ("wal2json", "pgoutput")

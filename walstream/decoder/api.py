@@ -6,12 +6,15 @@ Which plugins exist is in the package's ``DECODERS``; how records become transac
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from walstream.model import Record
 
 Wanted: TypeAlias = Callable[[str, str], bool]
 """Whether changes of the table (schema, name), a partition's root, are of any use."""
+
+MESSAGE_PREFIX: Final = "walstream"
+"""The logical messages that are walstream's own (``pg_logical_emit_message``); nobody wants others."""
 
 
 class Decoder(Protocol):
@@ -26,8 +29,10 @@ class Decoder(Protocol):
     def decode(self, payload: bytes, data_start: int) -> Record | None:
         """What one message means; None for what nobody wants. ``data_start``: the LSN in its header.
 
-        Raises CatalogMiss when facts are missing: load them and hand the same message in again.
-        Raises DecodeError for a message that is not valid.
+        Raises CatalogMiss when facts are missing: load them and hand the same message in again. A table that may
+        have been altered is asked for again, so it is named even where the catalog held it.
+        Raises DecodeError for a message that is not valid. Raises nothing else, whatever the bytes; and whatever it
+        raised, the same message may be handed in again, and no ordinal is lost.
         """
         ...
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from walstream.decoder.api import Wanted
-from walstream.decoder.relations import build, relation_info, root_name
+from walstream.decoder.api import MESSAGE_PREFIX, Wanted
+from walstream.decoder.relations import Relations, arrange, restore, root_name
 from walstream.decoder.values import NULL, Converter, from_text, type_info
 from walstream.errors import DecodeError
 from walstream.model import (
@@ -28,10 +28,12 @@ from walstream.model import (
 POSTGRES_EPOCH_MICROSECONDS: Final = 946_684_800 * 1_000_000
 """2000-01-01 UTC, from which the protocol counts, in microseconds since the Unix epoch."""
 
-_BEGIN: Final = struct.Struct("!xqqI")
-_COMMIT: Final = struct.Struct("!xbqqq")
-_MESSAGE: Final = struct.Struct("!xbq")
-_INT16: Final = struct.Struct("!h")
+_YEAR_1, _YEAR_10000 = -62_135_596_800 * 1_000_000, 253_402_300_800 * 1_000_000
+
+_BEGIN: Final = struct.Struct("!xQqI")
+_COMMIT: Final = struct.Struct("!xBQQq")
+_MESSAGE: Final = struct.Struct("!xBQ")
+_INT16: Final = struct.Struct("!H")
 _INT32: Final = struct.Struct("!I")
 _COLUMN_TYPE: Final = struct.Struct("!Ii")
 
@@ -39,11 +41,14 @@ _NULL, _UNCHANGED, _TEXT = ord("n"), ord("u"), ord("t")
 
 
 class _Told:
-    """A relation as the server described it. The rest is filled in when its first row comes."""
+    """A relation as the server described it. The rest is filled in when its first row comes.
+
+    ``columns``: name, type OID and whether the old row has it.
+    """
 
     __slots__ = ("columns", "converters", "identity", "key", "name", "order", "relation", "schema", "wanted")
 
-    def __init__(self, schema: str, name: str, identity: str, columns: list[tuple[str, int, bool]]) -> None:
+    def __init__(self, schema: str, name: str, identity: ReplicaIdentity, columns: list[tuple[str, int, bool]]) -> None:
         self.schema = schema
         self.name = name
         self.identity = identity
@@ -52,7 +57,7 @@ class _Told:
         self.relation: Relation | None = None
         self.order: tuple[int, ...] = ()
         self.converters: list[Converter] = []
-        self.key: tuple[bool, ...] = ()  # by the relation's columns: is it part of the old key
+        self.key: tuple[bool, ...] = ()  # by the relation's columns
 
 
 class Pgoutput:
@@ -64,6 +69,7 @@ class Pgoutput:
         self._catalog = catalog
         self._wanted = wanted
         self._publications = publication_names
+        self._relations = Relations(catalog)
         self._told: dict[int, _Told] = {}
         self.reset()
 
@@ -98,9 +104,7 @@ class Pgoutput:
         if kind == b"D":
             return self._delete(payload, data_start)
         if kind == b"B":
-            _, commit_at, xid = _BEGIN.unpack(payload)
-            self._ordinal = 0
-            return Begin(xid, commit_at + POSTGRES_EPOCH_MICROSECONDS)
+            return self._begin(payload)
         if kind == b"C":
             _, _, end, _ = _COMMIT.unpack(payload)
             return Commit(end)
@@ -119,7 +123,7 @@ class Pgoutput:
         (oid,) = _INT32.unpack_from(payload, 1)
         schema, at = _string(payload, 5)
         name, at = _string(payload, at)
-        identity = chr(payload[at])
+        identity = ReplicaIdentity(chr(payload[at]))
         (count,) = _INT16.unpack_from(payload, at + 1)
         at += 3
         columns = []
@@ -127,18 +131,22 @@ class Pgoutput:
             is_key = bool(payload[at] & 1)
             column, at = _string(payload, at + 1)
             type_oid, _ = _COLUMN_TYPE.unpack_from(payload, at)
-            at += 8
+            at += _COLUMN_TYPE.size
             columns.append((column, type_oid, is_key))
+        if at != len(payload):
+            raise DecodeError("text after the end of a relation", payload)
         told = _Told(schema or "pg_catalog", name, identity, columns)
-        known = self._told.get(oid)
-        if known is not None and (known.schema, known.name, known.columns) == (told.schema, told.name, told.columns):
-            if known.identity != identity:
-                self._catalog.relations.pop((schema, name), None)
-                known.identity, known.wanted = identity, None
-            return
-        if known is not None:
-            self._catalog.relations.pop((schema, name), None)  # altered: ask the catalog again
+        # Said again, it was altered in some way, or on a new connection it may have been: ask the catalog, too.
+        self._relations.forget(told.schema, told.name)
         self._told[oid] = told
+
+    def _begin(self, payload: bytes) -> Begin:
+        _, commit_at, xid = _BEGIN.unpack(payload)
+        commit_at += POSTGRES_EPOCH_MICROSECONDS
+        if not _YEAR_1 <= commit_at < _YEAR_10000:
+            raise DecodeError("a begin at no time that a clock shows", payload)
+        self._ordinal = 0
+        return Begin(xid, commit_at)
 
     def _relation(self, oid: int, payload: bytes) -> _Told | None:
         """The described relation if it is wanted, ready for rows. Raises CatalogMiss."""
@@ -150,16 +158,14 @@ class Pgoutput:
         return told if told.wanted else None
 
     def _prepare(self, told: _Told) -> None:
-        info = relation_info(told.schema, told.name, self._catalog)
+        info = self._relations.info(told.schema, told.name)
         if not self._wanted(*root_name(told.schema, told.name, info)):
             told.wanted = False
             return
-        columns = [(name, oid) for name, oid, _ in told.columns]
-        converters = [from_text(type_info(oid, self._catalog), self._catalog) for _, oid in columns]
-        relation, order = build(told.schema, told.name, columns, info, self._catalog)
-        told.relation, told.order = relation, order
-        told.converters = converters
-        told.key = tuple(told.columns[at][2] for at in order)
+        columns = tuple((name, oid) for name, oid, _ in told.columns)
+        told.relation, told.order = self._relations.build(told.schema, told.name, columns, info, told.identity)
+        told.converters = [from_text(type_info(oid, self._catalog), self._catalog) for _, oid in columns]
+        told.key = tuple(told.columns[at][2] for at in told.order)
         told.wanted = True
 
     def _row(self, told: _Told, payload: bytes, at: int) -> tuple[Row, int]:
@@ -188,9 +194,7 @@ class Pgoutput:
                 at += 1
             else:
                 raise DecodeError(f"unknown kind of column {kind}", payload)
-        if told.order == tuple(range(count)):
-            return tuple(cells), at
-        return tuple([cells[index] for index in told.order]), at
+        return arrange(cells, told.order), at
 
     def _change(self, told: _Told, operation: Operation, new: Row | None, old: Row | None, lsn: int) -> Change:
         assert told.relation is not None
@@ -224,13 +228,9 @@ class Pgoutput:
         new, end = self._row(told, payload, at + 1)
         if end != len(payload):
             raise DecodeError("text after the end of an update", payload)
-        assert told.relation is not None
-        identity = told.relation.replica_identity
-        if old is None and identity in (ReplicaIdentity.DEFAULT, ReplicaIdentity.INDEX) and any(told.key):
+        if old is None and told.identity in (ReplicaIdentity.DEFAULT, ReplicaIdentity.INDEX) and any(told.key):
             old = _only_key(told, new)  # the key did not change, so the server does not send it
-        if old is not None and None in new:
-            new = tuple(before if after is None else after for after, before in zip(new, old, strict=True))
-        return self._change(told, Operation.UPDATE, new, old, data_start)
+        return self._change(told, Operation.UPDATE, restore(new, old), old, data_start)
 
     def _delete(self, payload: bytes, data_start: int) -> Change | None:
         (oid,) = _INT32.unpack_from(payload, 1)
@@ -260,14 +260,14 @@ def _only_key(told: _Told, row: Row) -> Row:
     return tuple([cell if is_key else None for cell, is_key in zip(row, told.key, strict=True)])
 
 
-def _message(payload: bytes) -> Message:
+def _message(payload: bytes) -> Message | None:
     flags, lsn = _MESSAGE.unpack_from(payload)
     prefix, at = _string(payload, 10)
     (size,) = _INT32.unpack_from(payload, at)
     content = payload[at + 4 :]
     if len(content) != size:
         raise DecodeError("a logical message that is cut off", payload)
-    return Message(prefix, content, bool(flags & 1), lsn)
+    return Message(prefix, content, bool(flags & 1), lsn) if prefix == MESSAGE_PREFIX else None
 
 
 def _string(payload: bytes, at: int) -> tuple[str, int]:

@@ -5,20 +5,77 @@ Reading the messages themselves is the decoders' own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeAlias
 
-from walstream.decoder.values import type_info
-from walstream.model import Catalog, CatalogMiss, Column, Relation, RelationInfo, ReplicaIdentity
+from walstream.decoder.values import types_inside
+from walstream.model import Catalog, CatalogMiss, Cell, Column, Relation, RelationInfo, ReplicaIdentity, Row
 
-_UNKNOWN = RelationInfo(0, "", "")
+Listed: TypeAlias = tuple[tuple[str, int], ...]
+"""Columns as a message has them: names and type OIDs, in the order of the leaf's attributes."""
+
+INTERNED: Final = 4096
+"""Definitions that are remembered; beyond them identities are lost, and nothing else."""
+
+_DROPPED: Final = RelationInfo(0, "", "")
 
 
-def relation_info(schema: str, name: str, catalog: Catalog) -> RelationInfo:
-    """The table's facts; nameless ones for a table that has been dropped since. Raises CatalogMiss."""
-    key = (schema, name)
-    if key not in catalog.relations:
-        raise CatalogMiss(relations=(key,))
-    return catalog.relations[key] or _UNKNOWN
+class Relations:
+    """The relations of one decoder: the same object for the same definition, so that identity is a cache key."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._interned: dict[tuple[object, ...], Relation] = {}
+
+    def info(self, schema: str, name: str) -> RelationInfo:
+        """The table's facts; nameless ones for a table that has been dropped since. Raises CatalogMiss."""
+        key = (schema, name)
+        if key not in self._catalog.relations:
+            raise CatalogMiss(relations=(key,))
+        return self._catalog.relations[key] or _DROPPED
+
+    def forget(self, schema: str, name: str) -> None:
+        """The table may have been altered: the next use asks the catalog again."""
+        self._catalog.relations.pop((schema, name), None)
+
+    def build(
+        self, schema: str, name: str, listed: Listed, info: RelationInfo, identity: ReplicaIdentity | None = None
+    ) -> tuple[Relation, tuple[int, ...]]:
+        """The relation, and for each of its columns the index in ``listed``. Raises CatalogMiss for unknown types.
+
+        ``identity``: the replica identity where the message itself tells it.
+        """
+        types = types_inside([oid for _, oid in listed], self._catalog)
+        order = list(range(len(listed)))
+        root_schema, root = root_name(schema, name, info)
+        is_leaf = (root_schema, root) != (schema, name)
+        if is_leaf:
+            place = {column: at for at, column in enumerate(info.column_order)}
+            order.sort(key=lambda at: place.get(listed[at][0], len(place)))
+        names = {column for column, _ in listed}
+        columns = []
+        for at in order:
+            column, oid = listed[at]
+            known = types[oid]
+            columns.append(Column(column, oid, known.name if known is not None else "unknown"))
+        relation = self._intern(
+            Relation(
+                root_schema,
+                root,
+                tuple(columns),
+                tuple(column for column in info.primary_key if column in names),
+                identity or info.replica_identity,
+                leaf=(schema, name) if is_leaf else None,
+                oid=info.oid,
+            )
+        )
+        return relation, tuple(order)
+
+    def _intern(self, relation: Relation) -> Relation:
+        if len(self._interned) >= INTERNED:
+            self._interned.clear()
+        definition = tuple(getattr(relation, field) for field in relation.__struct_fields__)
+        return self._interned.setdefault(definition, relation)
 
 
 def root_name(schema: str, name: str, info: RelationInfo) -> tuple[str, str]:
@@ -26,42 +83,20 @@ def root_name(schema: str, name: str, info: RelationInfo) -> tuple[str, str]:
     return info.root if info.root != ("", "") else (schema, name)
 
 
-def build(
-    schema: str, name: str, columns: Iterable[tuple[str, int]], info: RelationInfo, catalog: Catalog
-) -> tuple[Relation, tuple[int, ...]]:
-    """The relation, and for each of its columns the index among ``columns``. Raises CatalogMiss for unknown types.
-
-    ``columns``: names and type OIDs as the message has them, in the order of the leaf's attributes.
-    """
-    listed = list(columns)
-    missing = [oid for _, oid in listed if oid not in catalog.types]
-    if missing:
-        raise CatalogMiss(types=missing)
-    order = list(range(len(listed)))
-    if info.root not in (("", ""), (schema, name)):
-        place = {column: at for at, column in enumerate(info.column_order)}
-        order.sort(key=lambda index: place.get(listed[index][0], len(place)))
-    root_schema, root = root_name(schema, name, info)
-    names = {column for column, _ in listed}
-    relation = Relation(
-        root_schema,
-        root,
-        tuple(Column(listed[at][0], listed[at][1], _type_name(listed[at][1], catalog)) for at in order),
-        tuple(column for column in info.primary_key if column in names),
-        info.replica_identity,
-        leaf=(schema, name) if (root_schema, root) != (schema, name) else None,
-        oid=info.oid,
-    )
-    return relation, tuple(order)
+def arrange(cells: Sequence[Cell], order: Sequence[int]) -> Row:
+    """The cells of a message as a row: ``order`` has for each column of the relation its cell's index."""
+    return tuple([cells[at] for at in order])
 
 
-def key_columns(info: RelationInfo, relation: Relation) -> frozenset[str]:
-    """Columns whose old values the WAL holds."""
-    if info.replica_identity is ReplicaIdentity.FULL:
-        return frozenset(column.name for column in relation.columns)
-    return frozenset(info.identity_columns)
+def restore(new: Row, old: Row | None) -> Row:
+    """The new row with what the WAL leaves out as unchanged, as far as the old row has it."""
+    if old is None or None not in new:
+        return new
+    return tuple([before if after is None else after for after, before in zip(new, old, strict=True)])
 
 
-def _type_name(oid: int, catalog: Catalog) -> str:
-    info = type_info(oid, catalog)
-    return info.name if info is not None else "unknown"
+def merge(first: Iterable[tuple[str, int]], second: Iterable[tuple[str, int]]) -> Listed:
+    """The columns of both lists in one order; that of the longer one where they disagree."""
+    longer, shorter = sorted((tuple(first), tuple(second)), key=len, reverse=True)
+    names = {name for name, _ in longer}
+    return (*longer, *(column for column in shorter if column[0] not in names))

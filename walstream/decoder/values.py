@@ -27,6 +27,11 @@ FLOAT4, FLOAT8, TIMESTAMP, TIMESTAMPTZ, NUMERIC, JSONB = 700, 701, 1114, 1184, 1
 NUMBERS: Final = frozenset({INT2, INT4, INT8, FLOAT4, FLOAT8, NUMERIC})
 """Types whose values are JSON numbers (or null)."""
 
+NEVER_TOASTED: Final = frozenset(
+    {BOOL, INT2, INT4, INT8, OID, FLOAT4, FLOAT8, TIMESTAMP, TIMESTAMPTZ, 1082, 1083, 1266, 1186, 2950, 790, 3220}
+)
+"""Types of fixed length, so never left out (also date, time, timetz, interval, uuid, money, pg_lsn)."""
+
 _encode = msgspec.json.Encoder().encode
 _decode_text = msgspec.json.Decoder(str).decode
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
@@ -41,7 +46,10 @@ _TIMESTAMPTZ: Final = re.compile(
 )
 
 _MARGIN: Final = 200
-"""Levels of nesting that a json value must leave free below the parser's limit, for those who parse it inside another."""
+"""Levels of nesting that a json value must leave free below the parser's limit, for who parses it inside another."""
+
+_SHALLOW: Final = 200
+"""Brackets that cannot nest too deep, whatever they enclose."""
 
 _BEFORE, _AFTER = b"[" * _MARGIN, b"]" * _MARGIN
 
@@ -54,7 +62,7 @@ def type_info(oid: int, catalog: Catalog) -> TypeInfo | None:
 
 
 def types_inside(oids: Iterable[int], catalog: Catalog) -> dict[int, TypeInfo | None]:
-    """The types and all that their values hold: elements, bases, fields. Raises CatalogMiss naming all that are missing."""
+    """The types and all that their values hold: elements, bases, fields. Raises CatalogMiss for all missing."""
     found: dict[int, TypeInfo | None] = {}
     missing: set[int] = set()
     waiting = list(oids)
@@ -84,14 +92,14 @@ def from_text(info: TypeInfo | None, catalog: Catalog) -> Converter:
     if info.category == "A" and info.element:
         return _array(info, from_text(type_info(info.element, catalog), catalog))
     if info.kind == "c":
-        return _Composite(info, [(name, from_text(type_info(oid, catalog), catalog)) for name, oid in info.fields])
+        return _Composite(info, catalog)
     if info.name == "hstore" and info.kind == "b":
         return _hstore
     return quote
 
 
 def from_wal2json(info: TypeInfo | None, catalog: Catalog) -> Converter | None:
-    """Converter for wal2json's JSON of a value or of NULL; None where that is right as it stands. Raises CatalogMiss."""
+    """Converter for wal2json's JSON of a value or NULL; None where that is right as it stands. Raises CatalogMiss."""
     if info is None or info.oid in NUMBERS or info.oid in (BOOL, BYTEA):
         return None
     if info.oid in _JSON_SCALARS:
@@ -101,11 +109,11 @@ def from_wal2json(info: TypeInfo | None, catalog: Catalog) -> Converter | None:
 
 
 def quote(text: bytes) -> bytes:
-    """A text as a JSON string."""
-    try:
-        return _encode(text.decode())
-    except UnicodeDecodeError as error:
-        raise DecodeError(f"not UTF-8: {error}", text) from error
+    """A text as a JSON string; bytes that are not UTF-8 become U+FFFD.
+
+    Such bytes are legal in a row: PostgreSQL 15 prints half a character for some values of the type "char".
+    """
+    return _encode(text.decode("utf-8", "replace"))
 
 
 def _number(text: bytes) -> bytes:
@@ -156,20 +164,12 @@ def _json(text: bytes) -> bytes:
 
     The type json takes what parsers do not: half a surrogate pair, nesting without end.
     """
+    if not text.isascii():
+        text = text.decode("utf-8", "replace").encode()
     try:
-        _skip(b"%b%b%b" % (_BEFORE, text, _AFTER))
-        if not text.isascii():
-            text.decode()
-    except UnicodeDecodeError as error:
-        raise DecodeError(f"not UTF-8: {error}", text) from error
-    except (ValueError, RecursionError):
-        return quote(text)
-    # Brackets that only balance with the margin around them are no value.
-    return _checked_alone(text)
-
-
-def _checked_alone(text: bytes) -> bytes:
-    try:
+        if text.count(b"[") + text.count(b"{") > _SHALLOW:
+            # Too deep for whoever parses it inside something else?
+            _skip(b"%b%b%b" % (_BEFORE, text, _AFTER))
         return bytes(_skip(text))
     except (ValueError, RecursionError):
         return quote(text)
@@ -200,27 +200,43 @@ def _array(info: TypeInfo, element: Converter) -> Converter:
 
 
 class _Composite:
-    """Converter of one composite type in one state of its definition."""
+    """Converter of one composite type. A value does not say which fields it has, only how many."""
 
-    __slots__ = ("_asked", "_info", "_keys")
+    __slots__ = ("_asked", "_catalog", "_info", "_members")
 
-    def __init__(self, info: TypeInfo, fields: Iterable[tuple[str, Converter]]) -> None:
+    def __init__(self, info: TypeInfo, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._asked: set[int] = set()
+        self._know(info)
+
+    def _know(self, info: TypeInfo) -> None:
+        catalog = self._catalog
+        self._members = [
+            (b"%b:" % _encode(name), from_text(type_info(oid, catalog), catalog)) for name, oid in info.fields
+        ]
         self._info = info
-        self._keys = [(b"%b:" % _encode(name), convert) for name, convert in fields]
-        self._asked = False
 
     def __call__(self, text: bytes) -> bytes:
-        values = read_record(text) if self._keys or text != b"()" else []
-        if len(values) != len(self._keys):
-            if not self._asked:  # the type was altered: ask the catalog, and if it knows no better, give the text
-                self._asked = True
-                raise CatalogMiss(types=(self._info.oid,))
-            return quote(text)
+        values = [] if text == b"()" and not self._members else read_record(text)
+        if len(values) != len(self._members):
+            self._ask(len(values))
+            if len(values) != len(self._members):  # the catalog knows a later definition: give the text
+                return quote(text)
         members = [
             key + (NULL if value is None else convert(value))
-            for (key, convert), value in zip(self._keys, values, strict=True)
+            for (key, convert), value in zip(self._members, values, strict=True)
         ]
         return b"{%b}" % b",".join(members)
+
+    def _ask(self, count: int) -> None:
+        """The type was altered: what the catalog says now, asked once for each number of fields. Raises CatalogMiss."""
+        oid = self._info.oid
+        if count not in self._asked:
+            self._asked.add(count)
+            raise CatalogMiss(types=(oid,))
+        info = type_info(oid, self._catalog)
+        if info is not None and info is not self._info:
+            self._know(info)
 
 
 def _hstore(text: bytes) -> bytes:
@@ -251,13 +267,13 @@ def _oid_in_json(value: bytes) -> bytes:
 def _timestamp_in_json(value: bytes) -> bytes:
     # "2024-02-29 13:14:15": nothing in it is escaped. Longer years and infinity go the long way.
     if value[11:12] == b" ":
-        return b"%bT%b" % (value[:11], value[12:])
+        return value.replace(b" ", b"T", 1)
     return _slow_timestamp(value)
 
 
 def _timestamptz_in_json(value: bytes) -> bytes:
-    if value[11:12] == b" " and value[-4:] == b'+00"':
-        return b'%bT%b:00"' % (value[:11], value[12:-1])
+    if value[11:12] == b" " and value.endswith(b'+00"'):
+        return value.replace(b" ", b"T", 1)[:-1] + b':00"'
     return _slow_timestamptz(value)
 
 

@@ -1,45 +1,60 @@
 """wal2json, format version 2: one JSON object per message.
 
-Rows take a road that never parses JSON; whatever it does not recognise goes the strict road, which is the reference.
+Rows take a road that never parses JSON: a message of a shape that was met before is cut by its pattern (``shapes``).
+Whatever that does not recognise goes the strict road, which is the reference and learns the shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from operator import getitem
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
-from walstream.decoder.api import Wanted
-from walstream.decoder.relations import build, relation_info, root_name
-from walstream.decoder.values import from_wal2json, type_info
+from walstream.decoder.api import MESSAGE_PREFIX, Wanted
+from walstream.decoder.relations import Listed, Relations, merge, root_name
+from walstream.decoder.shapes import NO_MATCH, OPERATIONS, Listing, Shape
+from walstream.decoder.values import NEVER_TOASTED
 from walstream.errors import DecodeError
 from walstream.lsn import Lsn
-from walstream.model import Begin, Catalog, Change, Commit, Message, Operation, Record, Relation, Row
+from walstream.model import (
+    Begin,
+    Catalog,
+    CatalogMiss,
+    Change,
+    Commit,
+    Message,
+    Operation,
+    Record,
+    Relation,
+    ReplicaIdentity,
+)
 
-MESSAGE_PREFIX: Final = "walstream"
+SHAPES_PER_TABLE: Final = 256
+"""Shapes that are remembered: an UPDATE has one for each set of columns whose values lie outside the row."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _encode = msgspec.json.Encoder().encode
 
+_Number32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]  # else it could not be asked for
+
 
 class _Column(msgspec.Struct, gc=False):
-    name: str
-    typeoid: int
+    name: _Name
+    typeoid: _Number32
     value: msgspec.Raw
 
 
 class _Message(msgspec.Struct, gc=False):
     action: str
-    xid: int | None = None
+    xid: _Number32 | None = None
     timestamp: str | None = None
     lsn: str = ""
     nextlsn: str = ""
-    schema: str = ""
-    table: str = ""
+    schema: _Name = ""
+    table: _Name = ""
     columns: list[_Column] | None = None
     identity: list[_Column] | None = None
     transactional: bool = False
@@ -49,63 +64,25 @@ class _Message(msgspec.Struct, gc=False):
 
 _decode_message = msgspec.json.Decoder(_Message).decode
 
-_OPERATIONS: Final = {"I": Operation.INSERT, "U": Operation.UPDATE, "D": Operation.DELETE}
-_startswith = bytes.startswith
-
-
-class _Cells:
-    """How to cut the cells out of one list of columns, and where they belong in a row."""
-
-    __slots__ = ("converters", "order", "prefixes", "slices", "width")
-
-    def __init__(self, names: list[tuple[str, int]], relation: Relation, catalog: Catalog) -> None:
-        self.prefixes = [b'%b,"typeoid":%d,"value":' % (_encode(name), oid) for name, oid in names]
-        self.slices = [slice(len(prefix), None) for prefix in self.prefixes]
-        self.width = len(relation.columns)
-        positions = relation.positions
-        places = [positions[name] for name, _ in names]
-        # None where the row's cells come in the relation's own order and all of them.
-        self.order = None if places == list(range(self.width)) else places
-        self.converters: list[tuple[int, Callable[[bytes], bytes]]] = []
-        for index, (_, oid) in enumerate(names):
-            convert = from_wal2json(type_info(oid, catalog), catalog)
-            if convert is not None:
-                self.converters.append((index, convert))
-
-    def cut(self, body: bytes) -> Row | None:
-        """The row in ``body``, what stands between ``[{"name":`` and ``}]``; None if it is not what was expected."""
-        # A bare quote cannot occur inside a JSON string, so this text only ever separates columns.
-        pieces = body.split(b'},{"name":')
-        prefixes = self.prefixes
-        if len(pieces) != len(prefixes) or not all(map(_startswith, pieces, prefixes)):
-            return None
-        cells = list(map(getitem, pieces, self.slices))
-        return self.place(cells)
-
-    def place(self, cells: list[bytes]) -> Row:
-        """Raw cells, in the message's order, as a row."""
-        for index, convert in self.converters:
-            cells[index] = convert(cells[index])
-        if self.order is None:
-            return tuple(cells)
-        row: list[bytes | None] = [None] * self.width
-        for place, cell in zip(self.order, cells, strict=True):
-            row[place] = cell
-        return tuple(row)
-
 
 class _Table:
-    """One relation as it is decoded now. ``columns``/``identity``: by the names and OIDs that a message lists."""
+    """One relation as it is decoded now; ``relation`` is None for a table that nobody wants."""
 
-    __slots__ = ("cells", "expected", "identity", "names", "relation", "wanted")
+    __slots__ = ("absent", "key", "latest", "listed", "relation", "shapes")
 
-    def __init__(self, wanted: bool, relation: Relation | None, names: list[tuple[str, int]]) -> None:
-        self.wanted = wanted
+    def __init__(self, relation: Relation | None, listed: Listed = (), key: frozenset[str] = frozenset()) -> None:
         self.relation = relation
-        self.names = names
-        self.expected: _Cells | None = None  # of a whole row
-        self.identity: _Cells | None = None  # of the usual old row
-        self.cells: dict[tuple[tuple[str, int], ...], _Cells] = {}
+        self.listed = listed  # all columns, as a message lists them
+        self.key = key  # names of the columns that an old row has
+        self.absent: frozenset[tuple[str, int]] = (
+            frozenset()
+        )  # columns known to be there although an UPDATE left them out
+        self.shapes: dict[Listing, Shape] = {}
+        self.latest: dict[int, Shape] = {}  # by action: the shape that the next message most likely has
+
+    def fits(self, listing: Listing) -> bool:
+        """Whether a message of this shape can do without asking the catalog whether the table was altered."""
+        return self.relation is None or listing in self.shapes or _agrees(listing, self.listed, self.key, self.absent)
 
 
 class Wal2json:
@@ -117,8 +94,8 @@ class Wal2json:
         self._catalog = catalog
         self._wanted = wanted
         self._filter_tables = filter_tables
-        self._tables: dict[bytes, _Table] = {}
-        self._refreshed: set[tuple[str, str]] = set()
+        self._relations = Relations(catalog)
+        self.replan()
         self.reset()
 
     def options(self) -> dict[str, str]:
@@ -138,173 +115,226 @@ class Wal2json:
         return options
 
     def replan(self) -> None:
-        """Forget what ``wanted`` answered, and every relation with it."""
-        self._tables.clear()
+        """Forget what ``wanted`` answered, and every table with it."""
+        self._tables: dict[bytes, _Table] = {}
+        # The newest row's shape, taken apart because every row asks for its parts, and where it found "schema".
+        self._shape: Shape | None = None
+        self._match = NO_MATCH
+        self._at = 0
 
     def reset(self) -> None:
         """Forget the transaction that was under way."""
         self._ordinal = 0
-        self._at = 0  # where "lsn" begins in every message of this transaction
+        self._asked: set[tuple[str, str]] = set()  # tables whose facts are being asked for again
 
     def decode(self, payload: bytes, data_start: int) -> Record | None:
         """See ``Decoder.decode``."""
-        action = payload[11:12]
-        if action == b"I" and payload.endswith(b"}]}"):
-            change = self._fast_insert(payload, data_start)
-            if change is not None:
-                return change if change is not _UNWANTED else None
-        elif action == b"C":
-            return self._commit(payload)
-        return self._strict(payload, data_start)
-
-    def _fast_insert(self, payload: bytes, data_start: int) -> Change | None:
-        at = payload.find(b'"schema":', self._at)
-        end = payload.find(b',"columns":[{"name":', at)
-        table = self._tables.get(payload[at:end])
-        if table is None:
-            return None
-        if not table.wanted:
-            return _UNWANTED
-        cells = table.expected
-        if cells is None or table.relation is None:
-            return None
-        row = cells.cut(payload[end + 20 : -3])
-        if row is None:
-            return None
+        match = self._match(payload, self._at)
+        if match is None:
+            action = payload[11:12]
+            if action == b"C":
+                return _commit(payload)
+            table = self._find(payload) if action in _ROWS else None
+            if table is None:
+                return self._strict(payload, data_start)
+            if table.relation is None:
+                return None
+            match = self._match(payload, self._at)
+        shape = self._shape
+        # Patterns look at bytes, and not at a message's head.
+        if (
+            match is None
+            or shape is None
+            or shape.action != payload[11]
+            or not (payload.isascii() or _is_utf8(payload))
+        ):
+            return self._strict(payload, data_start)
+        new = old = None
+        if shape.is_plain:
+            cells = list(match.groups())
+            for index, convert in shape.converters:
+                cells[index] = convert(cells[index])
+            new = tuple(cells)
+        else:
+            new, old = shape.rows(list(match.groups()))
         ordinal = self._ordinal
         self._ordinal = ordinal + 1
-        return Change(table.relation, Operation.INSERT, row, None, data_start, ordinal)
+        return Change(shape.relation, shape.operation, new, old, data_start, ordinal)
 
-    def _commit(self, payload: bytes) -> Commit:
-        at = payload.rfind(b'"nextlsn":"')
-        if at < 0 or not payload.endswith(b'"}'):
-            raise DecodeError("a commit without its end position", payload)
-        return Commit(_lsn(payload[at + 11 : -2].decode("ascii", "replace"), payload))
+    def _find(self, payload: bytes) -> _Table | None:
+        """The table that a row message names, with its usual shape as the next to be tried; None if it is new."""
+        # A bare quote cannot stand inside a JSON string, so these words are members of the message itself.
+        at = payload.find(b'"schema":')
+        end = payload.find(b',"identity":[' if payload[11:12] == b"D" else b',"columns":[', at)
+        table = self._tables.get(payload[at:end])
+        if table is not None:
+            shape = table.latest.get(payload[11])
+            self._shape, self._match, self._at = shape, shape.match if shape is not None else NO_MATCH, at
+        return table
 
     # -- the strict road
 
     def _strict(self, payload: bytes, data_start: int) -> Record | None:
+        if not payload.isascii() and not _is_utf8(payload):
+            # Half a character, in a value or in a logical message: legal for the server, and not for clients.
+            payload = payload.decode("utf-8", "replace").encode()
         try:
             message = _decode_message(payload)
         except (ValueError, RecursionError) as error:
             raise DecodeError(f"not a wal2json message: {error}", payload) from error
         action = message.action
-        if action in _OPERATIONS:
+        if action in OPERATIONS:
             return self._row(message, payload, data_start)
         if action == "B":
-            return self._begin(message, payload)
+            self._ordinal = 0
+            return _begin(message, payload)
         if action == "C":
             return Commit(_lsn(message.nextlsn, payload))
         if action == "T":
             return self._truncate(message, payload, data_start)
         if action == "M":
-            content = message.content.encode("utf-8", "surrogatepass")
-            return Message(message.prefix, content, message.transactional, _lsn(message.lsn, payload))
+            lsn = _lsn(message.lsn, payload)
+            if message.prefix != MESSAGE_PREFIX:
+                return None
+            return Message(message.prefix, message.content.encode(), message.transactional, lsn)
         raise DecodeError(f"unknown action {action!r}", payload)
-
-    def _begin(self, message: _Message, payload: bytes) -> Begin:
-        self._ordinal = 0
-        self._at = max(0, payload.find(b'"lsn":'))
-        if message.xid is None or message.timestamp is None:
-            raise DecodeError("a begin without xid or timestamp", payload)
-        try:
-            at = datetime.fromisoformat(message.timestamp)
-        except ValueError as error:
-            raise DecodeError(f"not a timestamp: {message.timestamp!r}", payload) from error
-        if at.tzinfo is None:
-            raise DecodeError("a timestamp without a zone", payload)
-        return Begin(message.xid & 0xFFFFFFFF, (at - _EPOCH) // _MICROSECOND)
 
     def _row(self, message: _Message, payload: bytes, data_start: int) -> Change | None:
         if not message.schema or not message.table:
             raise DecodeError("a row without its table", payload)
-        table = self._table(message)
-        if not table.wanted or table.relation is None:
+        if message.columns is None and message.action != "D":
+            raise DecodeError("a row without columns", payload)
+        listing = Listing(message.action, _listed(message.columns), _listed(message.identity))
+        shape = self._shape_of(message.schema, message.table, listing)
+        if shape is None:
             return None
-        operation = _OPERATIONS[message.action]
-        new = old = None
-        if operation is not Operation.DELETE:
-            if message.columns is None:
-                raise DecodeError("a row without columns", payload)
-            new = self._cells(table, message.columns).place([_raw(column) for column in message.columns])
-        if operation is not Operation.INSERT and message.identity is not None:
-            old = self._cells(table, message.identity).place([_raw(column) for column in message.identity])
-        if new is not None and old is not None and None in new:
-            # REPLICA IDENTITY FULL has in the old row what the new one leaves out as unchanged.
-            new = tuple(before if after is None else after for after, before in zip(new, old, strict=True))
-        change = Change(table.relation, operation, new, old, data_start, self._ordinal)
+        cells = [bytes(column.value) for column in (*(message.columns or ()), *(message.identity or ()))]
+        new, old = shape.rows(cells)
+        change = Change(shape.relation, shape.operation, new, old, data_start, self._ordinal)
         self._ordinal += 1
         return change
 
-    def _table(self, message: _Message) -> _Table:
-        """The table's plan, made anew when the message does not fit it. Raises CatalogMiss."""
-        key = b'"schema":%b,"table":%b' % (_encode(message.schema), _encode(message.table))
+    def _shape_of(self, schema: str, name: str, listing: Listing) -> Shape | None:
+        """The shape of a message; None if nobody wants its table. Raises CatalogMiss."""
+        key = _table_key(schema, name)
         table = self._tables.get(key)
-        listed = [(column.name, column.typeoid) for column in (message.columns or message.identity or ())]
-        if table is not None:
-            whole = message.action != "I" or listed == table.names
-            if not table.wanted or (whole and set(listed) <= set(table.names)):
-                return table
-            self._refresh((message.schema, message.table))
-        info = relation_info(message.schema, message.table, self._catalog)
-        if not self._wanted(*root_name(message.schema, message.table, info)):
-            table = self._tables[key] = _Table(False, None, [])
-            return table
-        names = listed
-        if message.action != "I":
-            names = _with_known(listed, [(column.name, column.type_oid) for column in info.columns])
-        relation, _ = build(message.schema, message.table, names, info, self._catalog)
-        table = _Table(True, relation, names)
-        table.expected = _Cells(names, relation, self._catalog)
-        self._tables[key] = table
-        self._refreshed.discard((message.schema, message.table))
+        if table is None or not table.fits(listing):
+            table = self._tables[key] = self._prepare(schema, name, listing, table)
+        if table.relation is None:
+            return None
+        shape = table.shapes.get(listing)
+        if shape is None:
+            shape = Shape(listing, key, table.relation, self._catalog)
+            if len(table.shapes) < SHAPES_PER_TABLE:
+                table.shapes[listing] = shape
+        else:
+            shape.learn()
+            table.latest[shape.action] = shape
+        return shape
+
+    def _prepare(self, schema: str, name: str, listing: Listing, before: _Table | None) -> _Table:
+        """The table by what the catalog and a message say. Raises CatalogMiss, once too often where they disagree."""
+        info = self._relations.info(schema, name)
+        if not self._wanted(*root_name(schema, name, info)):
+            self._asked.discard((schema, name))
+            return _Table(None)
+        known = tuple((column.name, column.type_oid) for column in info.columns)
+        listed = _complete(listing, known, before.listed if before is not None else ())
+        whole = info.replica_identity is ReplicaIdentity.FULL
+        key = frozenset([column for column, _ in listed] if whole else info.identity_columns)
+        if (schema, name) not in self._asked and not _agrees(listing, known, key, frozenset()):
+            # Altered since the catalog was asked; or, if the answer does not change, after the message was written.
+            self._asked.add((schema, name))
+            self._relations.forget(schema, name)
+            raise CatalogMiss(relations=[(schema, name)])
+        relation, _ = self._relations.build(schema, name, listed, info)
+        table = before
+        if table is None or table.relation is not relation:
+            table = _Table(relation)
+        table.listed, table.key = listed, key
+        if listing.action == "U":
+            table.absent |= set(listed) - set(listing.columns or ())
+        self._asked.discard((schema, name))
         return table
-
-    def _refresh(self, name: tuple[str, str]) -> None:
-        """The table was altered: what the catalog said of it before is asked again, once."""
-        if name not in self._refreshed:
-            self._refreshed.add(name)
-            self._catalog.relations.pop(name, None)
-
-    def _cells(self, table: _Table, columns: list[_Column]) -> _Cells:
-        key = tuple((column.name, column.typeoid) for column in columns)
-        cells = table.cells.get(key)
-        if cells is None:
-            assert table.relation is not None
-            if not {name for name, _ in key} <= set(table.relation.positions):
-                raise DecodeError(f"columns that {table.relation.name} does not have")
-            cells = table.cells[key] = _Cells(list(key), table.relation, self._catalog)
-        return cells
 
     def _truncate(self, message: _Message, payload: bytes, data_start: int) -> Change | None:
         if not message.schema or not message.table:
             raise DecodeError("a truncate without its table", payload)
-        info = relation_info(message.schema, message.table, self._catalog)
-        if not self._wanted(*root_name(message.schema, message.table, info)):
-            return None
-        key = b'"schema":%b,"table":%b' % (_encode(message.schema), _encode(message.table))
-        table = self._tables.get(key)
-        relation = table.relation if table is not None else None
+        table = self._tables.get(_table_key(message.schema, message.table))
+        if table is not None:
+            relation = table.relation
+        else:
+            info = self._relations.info(message.schema, message.table)
+            known = tuple((column.name, column.type_oid) for column in info.columns)
+            relation = None
+            if self._wanted(*root_name(message.schema, message.table, info)):
+                relation, _ = self._relations.build(message.schema, message.table, known, info)
         if relation is None:
-            names = [(column.name, column.type_oid) for column in info.columns]
-            relation, _ = build(message.schema, message.table, names, info, self._catalog)
+            return None
         change = Change(relation, Operation.TRUNCATE, None, None, data_start, self._ordinal)
         self._ordinal += 1
         return change
 
 
-def _with_known(listed: list[tuple[str, int]], known: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """The columns of a message that may leave some out, completed by the catalog's if they fit."""
-    names = [name for name, _ in listed]
-    known_names = [name for name, _ in known]
-    if set(names) <= set(known_names):
-        given = dict(listed)
-        return [(name, given.get(name, oid)) for name, oid in known]
-    return listed
+_ROWS: Final = frozenset({b"I", b"U", b"D"})
 
 
-def _raw(column: _Column) -> bytes:
-    return bytes(column.value)
+def _agrees(listing: Listing, listed: Listed, key: frozenset[str], absent: frozenset[tuple[str, int]]) -> bool:
+    """Whether a message may be of a table with these columns, of which an UPDATE may leave out the ``absent`` ones."""
+    columns = set(listing.columns or ())
+    if listing.action == "I":
+        return columns == set(listed)
+    if listing.action == "U" and not (columns <= set(listed) and set(listed) - columns <= absent):
+        return False
+    identity = listing.identity or ()
+    return {name for name, _ in identity} == key and set(identity) <= set(listed)
+
+
+def _complete(listing: Listing, known: Listed, before: Listed) -> Listed:
+    """All columns of the table at the time of a message that may leave some out.
+
+    The catalog knows them, unless it has been altered again since; then the messages before this one may.
+    """
+    if listing.action == "I":
+        return listing.columns or ()
+    listed = merge(listing.columns or (), listing.identity or ())
+    given = dict(listed)
+    if given.keys() <= dict(known).keys():
+        if listing.action == "U":
+            # Only values outside the row are left out. A column of another type is newer than the message.
+            known = tuple(column for column in known if column[0] in given or column[1] not in NEVER_TOASTED)
+    elif given.keys() <= dict(before).keys():
+        known = before
+    else:
+        return listed
+    return tuple((name, given.get(name, oid)) for name, oid in known)
+
+
+def _table_key(schema: str, name: str) -> bytes:
+    return b'"schema":%b,"table":%b' % (_encode(schema), _encode(name))
+
+
+def _listed(columns: list[_Column] | None) -> Listed | None:
+    return None if columns is None else tuple([(column.name, column.typeoid) for column in columns])
+
+
+def _begin(message: _Message, payload: bytes) -> Begin:
+    if message.xid is None or message.timestamp is None:
+        raise DecodeError("a begin without xid or timestamp", payload)
+    try:
+        at = datetime.fromisoformat(message.timestamp)
+    except ValueError as error:
+        raise DecodeError(f"not a timestamp: {message.timestamp!r}", payload) from error
+    if at.tzinfo is None:
+        raise DecodeError("a timestamp without a zone", payload)
+    return Begin(message.xid, (at - _EPOCH) // _MICROSECOND)
+
+
+def _commit(payload: bytes) -> Commit:
+    at = payload.rfind(b'"nextlsn":"')
+    if at < 0 or not payload.endswith(b'"}'):
+        raise DecodeError("a commit without its end position", payload)
+    return Commit(_lsn(payload[at + 11 : -2].decode("ascii", "replace"), payload))
 
 
 def _lsn(text: str, payload: bytes) -> int:
@@ -314,4 +344,9 @@ def _lsn(text: str, payload: bytes) -> int:
         raise DecodeError(f"not an LSN: {text!r}", payload) from error
 
 
-_UNWANTED: Final = Change(Relation("", "", ()), Operation.INSERT, None, None, 0)
+def _is_utf8(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
