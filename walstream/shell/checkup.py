@@ -38,7 +38,7 @@ def run(connection: Connection, settings: Config, table: str | None = None) -> l
     usable = [probe.plugin for probe in probes if probe.state == "usable"]
     plugin = slot.plugin if slot is not None else next(iter(usable), "")
     if plugin == "pgoutput":
-        findings.append(preflight_tables.judge_publications(connection, settings.schema))
+        findings.append(preflight_tables.judge_publications(connection, settings.schema, in_use=slot is not None))
     findings.append(preflight_tables.judge_triggers(connection, settings.schema))
     if target is not None:
         return findings + preflight_tables.judge_table(connection, settings.schema, target)

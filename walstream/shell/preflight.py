@@ -325,10 +325,15 @@ def judge_slot(server: Server, decoder: str, name: str, slot: Slot | None) -> Fi
     if slot.wal_status == "lost":
         return Finding("slot_lost", "error", name, "the server has removed WAL that it needed", again)
     retained = f"{size(slot.retained_bytes)} of WAL kept, {size(slot.lag_bytes)} not confirmed"
+    risk: Severity = "ok"
     if slot.wal_status == "unreserved":
-        cause = f"it is about to be lost: {retained}"
-        repair = "let the daemon read at once, and raise max_slot_wal_keep_size"
-        return Finding("slot_at_risk", "error", name, cause, repair)
+        risk = "error"
+    elif slot.safe_bytes is not None and slot.safe_bytes < server.max_slot_wal_bytes // 4:
+        risk = "warning"
+    if risk != "ok":
+        cause = f"it will soon be lost: {retained}, {size(slot.safe_bytes)} of WAL may still be written"
+        repair = "see that the daemon reads, and raise max_slot_wal_keep_size"
+        return Finding("slot_at_risk", risk, name, cause, repair)
     if not slot.active:
         cause = f"nobody reads it: {retained}"
         return Finding(

@@ -5,6 +5,7 @@ The server and the slot are judged in ``preflight``.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 
 from psycopg2.extensions import connection as Connection  # noqa: N812 - a class, under a name that tells it from values
@@ -80,7 +81,7 @@ def judge_table(connection: Connection, schema: str, target: Target) -> list[Fin
     for table in target.tables:
         row = plan.row_for(table.schema, table.name)
         if row is None:
-            repair = f"walstream subscribe {table.pattern}"
+            repair = f"walstream subscribe {shlex.quote(table.pattern)}"
             findings.append(Finding("not_captured", "error", table.pattern, "no subscription names it", repair))
             continue
         findings += judge_row(connection, schema, row)
@@ -137,14 +138,18 @@ def judge_access(connection: Connection, judged: Sequence[Table]) -> Iterator[Fi
             yield Finding("select_right", "ok", table.pattern, f"read by {names}")
 
 
-def judge_publications(connection: Connection, schema: str) -> Finding:
-    """Whether the publications that pgoutput reads through fit the subscriptions. Raises psycopg2.Error."""
+def judge_publications(connection: Connection, schema: str, *, in_use: bool) -> Finding:
+    """Whether the publications that pgoutput reads through fit the subscriptions. Raises psycopg2.Error.
+
+    ``in_use``: there is a slot that reads through them; before, the daemon's first start makes them.
+    """
     due = publications.check_publications(connection, schema)
     subject = " and ".join(publications.NAMES)
     if not due:
         return Finding("publications", "ok", subject, "as the subscriptions want them")
     shown = "; ".join(due[:5]) + ("; …" if len(due) > 5 else "")
-    return Finding("publications", "error", subject, f"{len(due)} statements behind the subscriptions", shown)
+    cause = f"{len(due)} statements behind the subscriptions"
+    return Finding("publications", "error" if in_use else "warning", subject, cause, shown)
 
 
 def judge_publication(connection: Connection, name: str) -> Finding:

@@ -108,9 +108,7 @@ class Terminal:
             return
         cells = [[shown(row.get(column)) for column in columns] for row in rows]
         if self.format == "csv":
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([list(columns), *cells])
-            click.echo(text.getvalue(), nl=False)
+            click.echo("".join(map(_csv_line, [list(columns), *cells])), nl=False)
         elif sys.stdout.isatty():
             _print_rich(columns, cells)
         else:
@@ -198,6 +196,12 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     flat = [[" ".join(cell.splitlines()) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*flat, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in flat]
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)  # its own line end, so that both of its characters are quoted in cells
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def options(*, word: bool = False) -> Callable[[_Decorated], Callable[..., Any]]:
