@@ -111,7 +111,7 @@ def test_collations_are_told_as_postgresql_compares_by_them(any_database: TestDa
         "create collation c_order (provider = libc, lc_collate = 'C', lc_ctype = 'C.UTF-8');"
         'create domain code as text collate "C";'
         'create table words (n int, by_c text collate "C", by_posix varchar collate "POSIX",'
-        " by_ucs text collate ucs_basic, mixed varchar(3) collate public.c_order, by_domain code, named name, plain text)"
+        " by_ucs text collate ucs_basic, mixed varchar collate public.c_order, by_domain code, named name, plain text)"
     )
     known = {row[0] for row in any_database.query("select collname from pg_collation")}
     ordered = {"by_c", "by_posix", "by_ucs", "mixed", "by_domain", "named"}

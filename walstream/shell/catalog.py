@@ -146,11 +146,12 @@ def name_arrays(names: Collection[tuple[str, str]]) -> dict[str, list[str]]:
     Clients choose names: PostgreSQL would cut one that is too long and find another table by it, and psycopg2 raises
     for NUL and for what has no UTF-8.
     """
-    possible = [pair for pair in names if _is_name(pair[0]) and _is_name(pair[1])]
+    possible = [pair for pair in names if is_name(pair[0]) and is_name(pair[1])]
     return {"schemas": [schema for schema, _ in possible], "tables": [table for _, table in possible]}
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
+    """Whether anything in a database could be called so."""
     try:
         return len(text.encode()) <= NAME_BYTES_MAX and "\0" not in text
     except UnicodeEncodeError:

@@ -5,27 +5,37 @@ Statements only; what follows from the answers is decided in ``joins``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 import psycopg2
 from psycopg2 import sql
 
 from walstream.decoder.values import from_text
-from walstream.model import Catalog, Column, Relation, Snapshot
+from walstream.errors import DecodeError
+from walstream.model import Catalog, CatalogMiss, Column, Relation, Snapshot
+from walstream.shell.catalog import is_name, name_arrays
+from walstream.shell.rows import only
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
+
+LITERALS_AT_ONCE: Final = 200
+"""Literals of one statement; PostgreSQL takes 1664 columns."""
+
+_REFUSALS: Final = ("0A", "22", "23", "38", "39", "42", "54", "P0")
+"""Classes of SQLSTATE with which a type's input function or a domain's check says no (PostgreSQL 17, appendix A);
+54 for a text nested too deep. Others are told of the connection or the server."""
 
 Literal = tuple[int, str]
 """A type's OID and the text that a filter compares with."""
 
 _COLUMNS = """
-select n.nspname, c.relname, c.oid, a.attname, a.atttypid, t.typname
+select n.nspname, c.relname, c.oid::int8, a.attname, a.atttypid::int8, t.typname
   from pg_catalog.pg_class c
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-  join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-  join pg_catalog.pg_type t on t.oid = a.atttypid
+  left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+  left join pg_catalog.pg_type t on t.oid = a.atttypid
  where c.relkind in ('r', 'p')
    and (n.nspname, c.relname) in (select * from unnest(%(schemas)s::name[], %(tables)s::name[]))
  order by c.oid, a.attnum
@@ -41,6 +51,12 @@ select n.nspname, c.relname
    and n.nspname !~ '^pg_'
    and n.nspname <> 'information_schema'
    and (%(schema)s is null or n.nspname = %(schema)s)
+"""
+
+_TYPE_NAMES = """
+select t.oid::int8, pg_catalog.format_type(t.oid, -1)
+  from pg_catalog.pg_type t
+ where t.oid = any(%(oids)s::oid[])
 """
 
 _SNAPSHOT = """
@@ -61,9 +77,7 @@ def load_snapshot(connection: PgConnection) -> Snapshot:
     """
     with connection.cursor() as cursor:
         cursor.execute(_SNAPSHOT)
-        row = cursor.fetchone()
-    assert row is not None
-    xmin, xmax, running, flush, insert, started = row
+        xmin, xmax, running, flush, insert, started = only(cursor)
     return Snapshot(int(xmin), int(xmax), frozenset(map(int, running)), int(flush), int(insert), float(started))
 
 
@@ -74,12 +88,12 @@ def load_tables(
     columns: dict[tuple[str, str], list[Column]] = {}
     oids: dict[tuple[str, str], int] = {}
     with connection.cursor() as cursor:
-        cursor.execute(
-            _COLUMNS, {"schemas": [schema for schema, _ in names], "tables": [table for _, table in names]}
-        )  # fmt: skip
+        cursor.execute(_COLUMNS, name_arrays(names))
         for schema, table, oid, name, type_oid, type_name in cursor.fetchall():
-            columns.setdefault((schema, table), []).append(Column(name, type_oid, type_name))
             oids[schema, table] = oid
+            listed = columns.setdefault((schema, table), [])
+            if name is not None:  # a table may have no columns
+                listed.append(Column(name, type_oid, type_name))
     found = {}
     for key, definition in columns.items():
         info = catalog.relations.get(key)
@@ -90,6 +104,8 @@ def load_tables(
 
 def tables_of(connection: PgConnection, schema: str | None) -> set[tuple[str, str]]:
     """Every table that a wildcard over ``schema`` (None: all but the system's) could mean. Raises psycopg2.Error."""
+    if schema is not None and not is_name(schema):
+        return set()
     with connection.cursor() as cursor:
         cursor.execute(_TABLES_OF_SCHEMAS, {"schema": schema})
         return {(row[0], row[1]) for row in cursor.fetchall()}
@@ -100,24 +116,74 @@ def cast_literals(
 ) -> Mapping[Literal, bytes | str]:
     """Each literal as PostgreSQL reads it: its JSON cell, or the text of PostgreSQL's refusal.
 
-    The literal travels as a parameter; only the type's own name, as the server quotes it, becomes SQL text.
+    The connection has to be in autocommit, for a refusal ends a transaction. The literal travels as a parameter; only
+    the type's own name, as the server quotes it, becomes SQL text. Raises psycopg2.Error where the refusal was not for
+    a literal's sake (a lost connection, a timeout).
     """
     answers: dict[Literal, bytes | str] = {}
-    with connection.cursor() as cursor:
-        for oid, text in literals:
-            cursor.execute("select pg_catalog.format_type(%s, null)", (oid,))
-            row = cursor.fetchone()
-            info = catalog.types.get(oid)
-            if row is None or info is None:
-                answers[oid, text] = f"unknown type {oid}"
-                continue
-            statement = sql.SQL("select cast(%s as {})::text").format(sql.SQL(row[0]))
-            try:
-                cursor.execute(statement, (text,))
-                value = cursor.fetchone()
-            except (psycopg2.DataError, psycopg2.ProgrammingError) as error:
-                answers[oid, text] = (error.diag.message_primary or str(error)).strip()
-                continue
-            assert value is not None
-            answers[oid, text] = from_text(info, catalog)(value[0].encode())
+    wanted = list(dict.fromkeys(literals))
+    names = _type_names(connection, {oid for oid, _ in wanted})
+    possible = []
+    for literal in wanted:
+        if literal[0] not in names or catalog.types.get(literal[0]) is None:
+            answers[literal] = f"unknown type {literal[0]}"
+        elif "\0" in literal[1]:
+            answers[literal] = "a value cannot contain the character U+0000"
+        elif not _is_utf8(literal[1]):
+            answers[literal] = "a value has to be Unicode text"
+        else:
+            possible.append(literal)
+    for start in range(0, len(possible), LITERALS_AT_ONCE):
+        _cast(connection, possible[start : start + LITERALS_AT_ONCE], names, catalog, answers)
     return answers
+
+
+def _type_names(connection: PgConnection, oids: Collection[int]) -> dict[int, str]:
+    """SQL text that means the type in its widest form: without a type modifier ``character`` would be one letter."""
+    if not oids:
+        return {}
+    with connection.cursor() as cursor:
+        cursor.execute(_TYPE_NAMES, {"oids": list(oids)})
+        return dict(cursor.fetchall())
+
+
+def _cast(
+    connection: PgConnection,
+    literals: Sequence[Literal],
+    names: Mapping[int, str],
+    catalog: Catalog,
+    answers: dict[Literal, bytes | str],
+) -> None:
+    """Cast all in one statement; where it is refused, cast both halves, until the refused ones stand alone."""
+    # format() prints with the type's output function, which is what output plugins do; casts to text differ for some.
+    one = "pg_catalog.format('%%s', cast(%s as {}))"
+    parts = [sql.SQL(one).format(sql.SQL(names[oid].replace("%", "%%"))) for oid, _ in literals]
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(sql.SQL("select ") + sql.SQL(", ").join(parts), [text for _, text in literals])
+            texts = only(cursor)
+    except psycopg2.Error as error:
+        if (error.pgcode or "")[:2] not in _REFUSALS:
+            raise
+        if len(literals) > 1:
+            middle = len(literals) // 2
+            _cast(connection, literals[:middle], names, catalog, answers)
+            _cast(connection, literals[middle:], names, catalog, answers)
+            return
+        answers[literals[0]] = (error.diag.message_primary or str(error)).strip()
+        return
+    for literal, text in zip(literals, texts, strict=True):
+        try:
+            answers[literal] = from_text(catalog.types[literal[0]], catalog)(text.encode())
+        except DecodeError as error:
+            answers[literal] = error.message
+        except CatalogMiss:
+            answers[literal] = f"unknown type inside {names[literal[0]]}"
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
