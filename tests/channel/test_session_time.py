@@ -104,14 +104,18 @@ def test_a_token_that_was_put_off_may_have_expired_meanwhile() -> None:
     assert client.tick(10.5) == goodbye("Token has expired 6 seconds ago")
 
 
-def test_a_token_for_a_join_without_answer_is_told_with_it() -> None:
+def test_a_token_for_a_join_without_answer_is_told_after_it() -> None:
     client = Client()
     client.join(access_token=token(60))
     request = client.request
     assert renew(client, token(3600, role="other")) == []
     assert client.effects == []
     client.ready(request)
-    assert client.kinds() == ["Send", "JoinSettled", "TokenRefreshed"]
+    assert client.kinds() == ["Send", "JoinSettled"]
+    assert client.session.deadline == 0
+    client.tick()
+    assert [told.claims.role for told in refreshed(client)] == ["other"]
+    assert client.session.deadline == int(NOW) + 3600
 
 
 def test_an_expired_token_ends_its_channel_and_no_other() -> None:

@@ -28,7 +28,7 @@ class Channel:
 
     __slots__ = (
         "ack", "claims", "held_token", "join_ref", "ref", "refreshed_at", "request", "requested_at", "serial", "state",
-        "token", "topic", "turn_at", "wait_until",
+        "token", "topic", "turn_at", "untold", "wait_until",
     )  # fmt: skip
 
     def __init__(self, request: JoinRequest, token: str, now: float, turn_at: float) -> None:
@@ -46,6 +46,7 @@ class Channel:
         self.wait_until = now + request.wait_seconds if request.wait_seconds and request.items else None
         self.refreshed_at = -REFRESH_SECONDS
         self.held_token: str | None = None
+        self.untold = False  # claims that came before the answer, for ``Session.tick`` to tell of
 
     @property
     def deadline(self) -> float | None:
@@ -53,6 +54,8 @@ class Channel:
         found = [self.claims.exp, self.wait_until]
         if self.state is State.HELD:
             found.append(self.turn_at)
+        if self.untold:
+            found.append(0.0)
         if self.held_token is not None:
             found.append(self.refreshed_at + REFRESH_SECONDS)
         return min((time for time in found if time is not None), default=None)

@@ -269,10 +269,9 @@ class Session:
         channel.state = State.JOINED
         channel.request = channel.wait_until = None
         self._deadline_known = False
-        effects = self._welcome(channel, request, outcome, now)
-        if channel.claims is not request.claims:
-            effects.append(TokenRefreshed(channel.topic.text, channel.join_ref, serial, channel.claims))
-        return effects
+        # Told by the next tick: whoever answers is not done with the join before this returns.
+        channel.untold = channel.claims is not request.claims
+        return self._welcome(channel, request, outcome, now)
 
     def _welcome(self, channel: Channel, request: JoinRequest, outcome: Accepted, now: float) -> list[Effect]:
         items = (item.echo(id_) for item, id_ in zip(request.config.echoed, outcome.ids, strict=False))
@@ -356,6 +355,9 @@ class Session:
             waited = round((channel.wait_until - channel.requested_at) * 1000)
             effects += self._left(channel)
             return effects + self._settle_badly(channel, WAITED_TOO_LONG.format(waited), now, "failed")
+        if channel.untold:
+            channel.untold = False
+            effects.append(TokenRefreshed(channel.topic.text, channel.join_ref, channel.serial, channel.claims))
         if channel.state is State.HELD and channel.turn_at <= now:
             effects += self._request(channel)
         return effects
@@ -394,7 +396,8 @@ class Session:
             return self._end(channel, error.name, error.text, now)
         channel.token, channel.claims, channel.refreshed_at = token, claims, now
         if channel.state is not State.JOINED:
-            return []  # told when the join is answered, which cannot be before
+            return []  # told after the join is answered
+        channel.untold = False
         return [TokenRefreshed(channel.topic.text, channel.join_ref, channel.serial, claims)]
 
     # -- ends
