@@ -50,3 +50,8 @@ def test_turns_come_in_order_and_within_patience(times: list[float], rate: int, 
             assert 0 <= wait <= patience
             turns.append(time + wait)
     assert all(later - earlier > 1 / rate - 1e-6 for earlier, later in pairwise(turns))
+
+
+def test_a_clock_that_is_set_back_costs_nothing() -> None:
+    bucket = Bucket(1, 2, 100.0)
+    assert [bucket.take(100.0), bucket.take(0.0), bucket.take(0.5)] == [0.0, 0.0, None]
