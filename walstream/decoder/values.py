@@ -111,7 +111,7 @@ def from_wal2json(info: TypeInfo | None, catalog: Catalog) -> Converter | None:
 def quote(text: bytes) -> bytes:
     """A text as a JSON string; bytes that are not UTF-8 become U+FFFD.
 
-    Such bytes are legal in a row: PostgreSQL 15 prints half a character for some values of the type "char".
+    No row may stop the stream, and a server takes such bytes: from types of extensions, and in logical messages.
     """
     return _encode(text.decode("utf-8", "replace"))
 

@@ -176,7 +176,7 @@ class Wal2json:
 
     def _strict(self, payload: bytes, data_start: int) -> Record | None:
         if not payload.isascii() and not _is_utf8(payload):
-            # Half a character, in a value or in a logical message: legal for the server, and not for clients.
+            # The server takes such bytes in logical messages and from types of extensions; clients do not.
             payload = payload.decode("utf-8", "replace").encode()
         try:
             message = _decode_message(payload)
