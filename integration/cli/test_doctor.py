@@ -1,0 +1,252 @@
+"""doctor finds each misconfiguration of a real server by its code, and its repair mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.cli.conftest import Walstream
+from integration.cli.pooler import pooler
+from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, migrate, prepared_template
+from walstream.shell import postgres, preflight
+from walstream.shell.private_cluster import Cluster
+
+TABLES = """
+create table public.users (id integer primary key, name text);
+grant select on public.users to anon, authenticated;
+"""
+LIMITED = {"max_slot_wal_keep_size": "10GB"}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, str]]:
+    """A server of this module's own, whose settings and roles the tests change, and a template."""
+    with fresh_cluster(tmp_path_factory.mktemp("doctor"), LIMITED) as cluster, prepared_template(cluster) as template:
+        yield cluster, template
+
+
+@pytest.fixture
+def ground(own: tuple[Cluster, str]) -> Iterator[TestDatabase]:
+    """A database in which nothing is wrong."""
+    with fresh_database(*own) as database:
+        database.execute(TABLES)
+        yield database
+
+
+@pytest.fixture
+def doctor(ground: TestDatabase) -> Walstream:
+    return Walstream(ground.dsn)
+
+
+def wrong(walstream: Walstream, *arguments: str) -> list[tuple[str, str]]:
+    """Severity and code of whatever is not in order; the exit code must agree."""
+    done = walstream("doctor", *arguments, "--json")
+    found = [(finding["severity"], finding["code"]) for finding in done.value if finding["severity"] != "ok"]
+    assert done.code == (1 if any(severity == "error" for severity, _ in found) else 0), done
+    for finding in done.value:
+        assert finding["severity"] in ("ok", "unknown") or (finding["cause"] and finding["repair"]), finding
+    return found
+
+
+def repair(walstream: Walstream, code: str, *arguments: str) -> str:
+    [found] = [
+        finding["repair"]
+        for finding in walstream("doctor", *arguments, "--json").value
+        if finding["code"] == code and finding["severity"] != "ok"
+    ]
+    return str(found)
+
+
+def test_nothing_is_wrong_where_all_is_as_documented(doctor: Walstream) -> None:
+    doctor.ok("subscribe", "users")
+    assert wrong(doctor) == []
+    assert wrong(doctor, "users") == []
+    done = doctor("doctor")
+    assert (done.code, done.out) == (0, "")
+    assert done.err.startswith("0 error, 0 warning, 0 unknown, ")
+    shown = doctor("doctor", "users", "--all").out
+    for code in ("wal_level", "slot", "subscription", "replica_identity", "select_right"):
+        assert f"[{code}]" in shown
+
+
+def test_doctor_leaves_no_slot_behind(doctor: Walstream, ground: TestDatabase) -> None:
+    doctor("doctor")
+    assert ground.scalar("select count(*) from pg_replication_slots") == 0
+
+
+def test_settings_that_need_a_restart(tmp_path: Path) -> None:
+    settings = {**LIMITED, "wal_level": "replica", "max_wal_senders": "0", "max_replication_slots": "0"}
+    with fresh_cluster(tmp_path, settings) as cluster, fresh_database(cluster) as database:
+        migrate(database.dsn)
+        assert set(wrong(Walstream(database.dsn))) == {
+            ("error", "wal_level"), ("error", "wal_senders"), ("error", "replication_slots"), ("unknown", "plugin"),
+        }  # fmt: skip
+
+
+def test_settings_of_the_server(own: tuple[Cluster, str], doctor: Walstream, ground: TestDatabase) -> None:
+    for setting, value, expected in (
+        ("max_slot_wal_keep_size", "-1", ("warning", "slot_wal_limit")),
+        ("synchronous_commit", "off", ("warning", "synchronous_commit")),
+        ("synchronous_standby_names", "'FIRST 1 (walstream)'", ("error", "synchronous_standby")),
+    ):
+        ground.execute(f"alter system set {setting} = {value}")
+        ground.execute("select pg_reload_conf()")
+        try:
+            assert wrong(doctor) == [expected], setting
+        finally:
+            ground.execute(f"alter system reset {setting}")
+            ground.execute("select pg_reload_conf()")
+    assert wrong(doctor) == []
+
+
+def test_a_database_that_is_not_utf8(own: tuple[Cluster, str], ground: TestDatabase) -> None:
+    ground.execute("create database latin template template0 encoding 'LATIN1' locale 'C'")
+    try:
+        assert ("error", "encoding") in wrong(Walstream(own[0].dsn("latin")))
+    finally:
+        ground.execute("drop database latin")
+
+
+def test_a_role_without_rights(own: tuple[Cluster, str], ground: TestDatabase) -> None:
+    ground.execute("create role app login; grant walstream_owner, anon to app")
+    ground.execute("grant usage on schema realtime to app")
+    walstream = Walstream(own[0].dsn(ground.name, "app"))
+    try:
+        assert wrong(walstream) == [
+            ("error", "replication_right"), ("warning", "client_role"), ("warning", "client_role"),
+            ("unknown", "plugin"), ("unknown", "plugin"),
+        ]  # fmt: skip
+        ground.execute(repair(walstream, "replication_right").partition("runs: ")[2].partition(" (")[0])
+        ground.execute("grant authenticated, service_role to app")
+        # The server-wide list permits the plugin, this role's own does not.
+        ground.execute("alter role app set output_plugin_libraries = pgoutput")
+        assert wrong(walstream) == [("warning", "plugin_refused"), ("warning", "publications")]
+        assert wrong(walstream, "--decoder", "wal2json") == [("error", "plugin_refused")]
+        ground.execute(repair(walstream, "plugin_refused").partition("runs: ")[2])
+        assert wrong(walstream) == []
+    finally:
+        ground.execute("drop owned by app; drop role app")
+
+
+def test_a_plugin_that_is_not_installed(ground: TestDatabase) -> None:
+    dsn = f"{ground.dsn} options='-c output_plugin_libraries=no_such_plugin'"
+    with postgres.connection(dsn, "walstream tests") as connection:
+        probe = preflight.probe_plugin(connection, "no_such_plugin")
+        assert (probe.state, probe.plugin) == ("missing", "no_such_plugin")
+        assert preflight.probe_plugin(connection, "pgoutput").state == "refused"
+        with connection.cursor() as cursor:
+            cursor.execute("show statement_timeout")
+            assert cursor.fetchone() == ("0",)
+
+
+def test_slots_that_cannot_be_used(own: tuple[Cluster, str], doctor: Walstream, ground: TestDatabase) -> None:
+    doctor.ok("slot", "create")
+    try:
+        assert wrong(doctor) == [("warning", "slot_idle")]
+        assert wrong(doctor, "--decoder", "pgoutput") == [("error", "slot_plugin")]
+        with fresh_database(*own) as other:
+            assert wrong(Walstream(other.dsn)) == [("error", "slot_database")]
+    finally:
+        doctor.ok("slot", "drop", "walstream")
+    ground.execute("select pg_create_physical_replication_slot('walstream')")
+    try:
+        assert wrong(doctor) == [("error", "slot_physical")]
+    finally:
+        ground.execute("select pg_drop_replication_slot('walstream')")
+
+
+def test_a_slot_that_was_lost(tmp_path: Path) -> None:
+    settings = {"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+    with fresh_cluster(tmp_path, settings) as cluster, fresh_database(cluster) as database:
+        migrate(database.dsn)
+        walstream = Walstream(database.dsn)
+        walstream.ok("slot", "create")
+        for _ in range(4):
+            database.execute("select pg_switch_wal()")
+            database.execute("create table if not exists public.noise as select 1 as a")
+            database.execute("insert into public.noise select 1")
+        database.execute("checkpoint")
+        assert wrong(walstream) == [("error", "slot_lost")]
+
+
+def test_a_pooler_in_between(ground: TestDatabase) -> None:
+    parts = dict(part.split("=", 1) for part in ground.dsn.split())
+    with pooler(f"{parts['host']}/.s.PGSQL.{parts['port']}") as port:
+        dsn = f"host=127.0.0.1 port={port} dbname={ground.name} user=postgres sslmode=disable gssencmode=disable"
+        assert wrong(Walstream(dsn)) == [("error", "pooler")]
+
+
+def test_rows_and_tables_that_cannot_work(doctor: Walstream, ground: TestDatabase) -> None:
+    ground.execute(
+        "create table public.nokey (a integer); grant select on public.nokey to anon;"
+        "create table public.guarded (id integer primary key); grant select on public.guarded to anon;"
+        "alter table public.guarded enable row level security;"
+        "create table public.closed (id integer primary key)"
+    )
+    ground.execute(
+        "insert into realtime.subscriptions (table_name) values ('public.gone'), ('users'), ('public.guarded')"
+    )
+    doctor.ok("subscribe", "nokey")
+    doctor.ok("subscribe", "closed")
+    doctor.ok("subscribe", "users", "*", "name = 'x'")
+    assert sorted(wrong(doctor)) == [
+        ("error", "subscription"), ("error", "subscription"),
+        ("warning", "filter_on_delete"), ("warning", "replica_identity"), ("warning", "row_security"),
+        ("warning", "select_right"),
+    ]  # fmt: skip
+    assert wrong(doctor, "nokey") == [("warning", "replica_identity")]
+    ground.execute(repair(doctor, "replica_identity", "nokey").partition(";")[0])
+    assert wrong(doctor, "nokey") == []
+    ground.execute(repair(doctor, "filter_on_delete", "users"))
+    ground.execute(repair(doctor, "select_right", "closed"))
+    assert wrong(doctor, "users") == wrong(doctor, "closed") == []
+    assert wrong(doctor, "guarded") == [("warning", "row_security")]
+
+
+def test_a_literal_that_no_longer_casts(doctor: Walstream, ground: TestDatabase) -> None:
+    ground.execute("create type mood as enum ('calm'); create table public.moods (id integer primary key, m mood)")
+    ground.execute("grant select on public.moods to anon")
+    ground.execute("insert into realtime.subscriptions (table_name, filter) values ('public.moods', 'm = ''angry''')")
+    assert wrong(doctor, "moods") == [("error", "subscription")]
+    ground.execute("alter type mood add value 'angry'; alter table public.moods replica identity full")
+    assert wrong(doctor, "moods") == []
+
+
+def test_one_table(doctor: Walstream) -> None:
+    assert wrong(doctor, "users") == [("error", "not_captured")]
+    assert repair(doctor, "not_captured", "users") == "walstream subscribe public.users"
+    doctor.ok("subscribe", "public.*")
+    assert wrong(doctor, "users") == []
+    assert doctor("doctor", "nothing").code == 3
+    assert doctor("doctor", "realtime.messages").code == 1
+
+
+def test_the_schema_and_what_is_left_of_other_products(
+    own: tuple[Cluster, str], doctor: Walstream, ground: TestDatabase
+) -> None:
+    ground.execute("create trigger old after insert on public.users execute function realtime.touch_updated_at()")
+    assert wrong(doctor) == [("warning", "triggers")]
+    ground.execute(repair(doctor, "triggers"))
+    assert wrong(doctor) == []
+    assert wrong(doctor, "--publication", "nope") == [("error", "publication")]
+    ground.execute(repair(doctor, "publication", "--publication", "nope").partition(",")[0])
+    assert wrong(doctor, "--publication", "nope") == []
+    with fresh_database(own[0]) as empty:
+        assert wrong(Walstream(empty.dsn)) == [("error", "schema")]
+        empty.execute("create schema realtime; create table realtime.subscription (id integer)")
+        assert wrong(Walstream(empty.dsn)) == [("error", "schema")]
+
+
+def test_publications_that_are_behind(doctor: Walstream, ground: TestDatabase) -> None:
+    doctor.ok("slot", "create", "--decoder", "pgoutput")
+    try:
+        doctor.ok("subscribe", "users")
+        assert wrong(doctor) == [("warning", "slot_idle")]
+        ground.execute("alter publication walstream_all drop table public.users")
+        assert wrong(doctor) == [("warning", "slot_idle"), ("error", "publications")]
+        ground.execute(repair(doctor, "publications"))
+        assert wrong(doctor) == [("warning", "slot_idle")]
+    finally:
+        doctor.ok("slot", "drop", "walstream")
