@@ -53,6 +53,12 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
         assert "--json" in done.stdout
 
 
+@pytest.mark.parametrize("path", [(), *PATHS], ids=" ".join)
+def test_help_is_a_word_too(path: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(cli, ["help", *path])
+    assert (done.exit_code, done.stdout) == (0, CliRunner().invoke(cli, [*path, "--help"]).stdout)
+
+
 @pytest.mark.parametrize(("path", "command"), ALL, ids=[" ".join(path) for path in PATHS])
 def test_every_command_takes_a_format_and_the_configuration(path: tuple[str, ...], command: click.Command) -> None:
     options = {name: option for option in command.params for name in option.opts}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import msgspec
+import psycopg2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from walstream.errors import DatabaseRefused
 from walstream.lsn import Lsn
-from walstream.shell import preflight
+from walstream.shell import postgres, preflight
 from walstream.shell.migrate import SchemaState
 from walstream.shell.preflight import Probe, Server
 from walstream.shell.reports import Finding
@@ -177,3 +179,12 @@ def test_sizes_are_for_people() -> None:
     assert preflight.size(None) == "an unknown amount"
     assert preflight.size(512) == "512 bytes"
     assert preflight.size(-16 << 20) == "-16.0 MB"
+
+
+@pytest.mark.parametrize(
+    "text", ["unsupported startup parameter: options", "unsupported startup parameter in options: x"]
+)
+def test_a_pooler_that_refuses_our_settings_is_told_from_a_server_that_is_away(text: str) -> None:
+    error = postgres.translate(psycopg2.OperationalError(text))
+    assert isinstance(error, DatabaseRefused)
+    assert (error.reason, error.repair) == ("pooler", postgres.POOLER_REPAIR)

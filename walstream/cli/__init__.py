@@ -45,6 +45,12 @@ COMMANDS: Mapping[str, Entry] = {
 class Commands(click.Group):
     """A group whose commands are imported when they are called, so that help and completion stay quick."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read ``help subscribe`` as ``subscribe --help``."""
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands, in the order of the help."""
         return list(COMMANDS)
