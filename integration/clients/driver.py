@@ -52,7 +52,7 @@ class Driver:
         elif item["type"] == "broadcast":
             channel.on_broadcast(item["event"], lambda message: tell("broadcast", name, message=message))
         elif item["type"] == "system":
-            channel.on_system(lambda message: tell("system", name, message=message))
+            channel.on_system(lambda message: tell("system", name, message=dict(message)))
         else:
             wanted = item["filter"]
             channel.on_postgres_changes(
