@@ -83,7 +83,10 @@ class Joins(Protocol):
         ...
 
     def forget(self, owner: JoinOwner, serial: int) -> None:
-        """The join was left, answered or not: deliver nothing more. What was due before may still be queued now."""
+        """The join was left, answered or not: deliver nothing more. What was due before may still be queued now.
+
+        It may be one that ``join_ready`` has returned False for.
+        """
         ...
 
     def refreshed(self, owner: JoinOwner, serial: int, claims: Claims) -> None:
