@@ -20,7 +20,7 @@ COLUMNS = ("severity", "code", "subject", "cause", "repair")
 @click.command("doctor")
 @click.argument("table", required=False)
 @click.option("--all", "show_all", is_flag=True, help="Show what is in order, too.")
-@terminal.options(word=True)
+@terminal.options()
 def command(shell: Terminal, table: str | None, *, show_all: bool) -> None:
     """Check server, role, slot and tables, or what concerns one TABLE, and print the repair of what is wrong.
 
