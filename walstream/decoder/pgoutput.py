@@ -15,6 +15,7 @@ from walstream.errors import DecodeError
 from walstream.model import (
     Begin,
     Catalog,
+    CatalogMiss,
     Change,
     Commit,
     Message,
@@ -251,8 +252,22 @@ class Pgoutput:
         if len(payload) != 6 + 4 * count:
             raise DecodeError("a truncate that is cut off", payload)
         oids = struct.unpack_from(f"!{count}I", payload, 6)
-        # Every relation first: a CatalogMiss must leave no ordinal counted.
-        wanted = [told for oid in oids if (told := self._relation(oid, payload)) is not None]
+        # Every relation first, so that a CatalogMiss leaves no ordinal counted, and names all that is missing.
+        wanted: list[_Told] = []
+        misses: list[CatalogMiss] = []
+        for oid in oids:
+            try:
+                told = self._relation(oid, payload)
+            except CatalogMiss as miss:
+                misses.append(miss)
+                continue
+            if told is not None:
+                wanted.append(told)
+        if misses:
+            raise CatalogMiss(
+                relations=[name for miss in misses for name in miss.relations],
+                types=[oid for miss in misses for oid in miss.types],
+            )
         return tuple(self._change(told, Operation.TRUNCATE, None, None, data_start) for told in wanted)
 
 
