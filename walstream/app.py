@@ -6,7 +6,7 @@
     ├── expiries           tokens and waits that end
     ├── joins              answers joins with what the database says; refreshes rights
     ├── fanout             routes transactions that are too large for one go
-    ├── publications       follow the plan, for pgoutput
+    ├── publication keeper lets pgoutput's publications follow the plan
     ├── heartbeat          proves the way through the WAL
     ├── slot watch         looks at the slot, and for a server that leaves
     └── reader             streams the slot through the pipeline into the fan-out
@@ -46,6 +46,7 @@ from walstream.shell.key_sets import load_key_set
 from walstream.shell.limits import EdgeLimits, raise_open_files
 from walstream.shell.pipeline import Pipeline, PipelineSettings
 from walstream.shell.postgres import Database
+from walstream.shell.publication_keeper import PublicationKeeper
 from walstream.shell.slot_watch import Look, SlotWatch
 from walstream.shell.wal_reader import Reading, WalReader
 from walstream.telemetry import log as logs
@@ -81,6 +82,7 @@ class Daemon:
         self.heartbeat = Heartbeat(
             self.database, self.health, node=self.health.node, seconds=config.heartbeat_seconds, metrics=self.metrics
         )
+        self.keeper = PublicationKeeper(self.database, config.schema)
         self.pipeline = Pipeline(
             PipelineSettings(config.schema, config.publication, config.filter_tables),
             catalog=catalog,
@@ -88,6 +90,7 @@ class Daemon:
             fanout=self.fanout,
             access=access,
             database=self.database,
+            keeper=self.keeper,
             returned=self.heartbeat.returned,
         )
         reading = Reading(config.database_url, config.slot, config.decoder, config.schema)
@@ -116,7 +119,7 @@ class Daemon:
             ring=self.ring,
             fanout=self.fanout,
             access=access,
-            plan=lambda: self.pipeline.plan,
+            plans=self.pipeline,
         )
         self.expiries = Expiries()
         connections = Connections(self.joins, self.expiries, self.metrics)
@@ -160,7 +163,7 @@ class Daemon:
                 self.expiries.run,
                 self.joins.run,
                 self.fanout.run,
-                self.pipeline.keep_publications,
+                self.keeper.run,
                 self.heartbeat.run,
                 self.watch.run,
                 self.reader.run,

@@ -157,36 +157,6 @@ def test_a_value_of_every_type_arrives_as_json(served: Served, client: OfficialC
     assert new == {"id": 1, **{name: value for name, (_, _, value) in VALUES.items()}}
 
 
-@pytest.mark.parametrize(
-    ("sender", "receiver"), [("supabase-js", "python"), ("python", "supabase-js"), ("phoenix", "realtime-js")]
-)
-def test_a_broadcast_crosses_from_one_client_to_another(served: Served, sender: str, receiver: str) -> None:
-    room = next(_rooms)
-    payload = {"text": "hé\u2028llo", "n": [1, 2.5, None]}
-    url, key = served.daemon.url, token("anon")
-    with official_client(sender, url, key) as one, official_client(receiver, url, key) as two:
-        two.join(room, {"type": "broadcast", "event": "greeting"})
-        one.join(room, {"type": "broadcast", "event": "other"})
-        one.do("send", room, event="greeting", payload=payload)
-        message = two.expect("broadcast", room)["message"]
-        assert (message["event"], message["payload"]) == ("greeting", payload)
-
-
-@pytest.mark.parametrize(("first", "second"), [("supabase-js", "python"), ("python", "supabase-js-vsn1")])
-def test_clients_see_each_other_in_presence(served: Served, first: str, second: str) -> None:
-    room = next(_rooms)
-    url, key = served.daemon.url, token("anon")
-    with official_client(first, url, key) as one, official_client(second, url, key) as two:
-        for client, name in ((one, "ann"), (two, "bob")):
-            client.join(room, {"type": "presence"}, config={"presence": {"key": name, "enabled": True}})
-            client.do("track", room, payload={"name": name})
-        for client in (one, two):
-            state = client.expect("presence", room)["state"]
-            while set(state) != {"ann", "bob"}:
-                state = client.expect("presence", room)["state"]
-            assert {key: metas[0]["name"] for key, metas in state.items()} == {"ann": "ann", "bob": "bob"}
-
-
 @pytest.mark.parametrize("library", EVERY)
 def test_a_client_comes_back_by_itself_after_the_daemon_restarts(
     prepared: TestDatabase, tmp_path: Path, library: str

@@ -6,9 +6,9 @@ changes are live is explained in docs/discussion/live-from.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import structlog
 import trio
@@ -27,7 +27,8 @@ from walstream.shell.catalog import load_relations, load_types
 from walstream.shell.connection import JoinOwner
 from walstream.shell.fanout import AudienceKey, Fanout, Member
 from walstream.shell.join_check import Facts, ItemProblem, Table, Wish
-from walstream.shell.join_facts import cast_literals, load_snapshot, tables_of
+from walstream.shell.join_facts import cast_literals, tables_of
+from walstream.shell.plan_source import LoadedPlan
 from walstream.shell.postgres import Database
 from walstream.telemetry.log import ACCESS_LOST, JOINS_WAITING
 
@@ -49,6 +50,20 @@ CHANGED_MIND: Final = "The subscription changed its meaning while the database w
 LOST: Final = "The role may not read these changes any more"
 
 log = structlog.get_logger()
+
+
+class Plans(Protocol):
+    """Where the plan comes from. It may be newer in the database than in the stream: a client may join right after
+    its table was subscribed.
+    """
+
+    def load(self, connection: PgConnection) -> LoadedPlan:
+        """The plan of now, in a worker thread. Raises psycopg2.Error."""
+        ...
+
+    async def settle(self, plan: Plan) -> None:
+        """Return when changes that are committed from now on are captured by ``plan``. Raises WalstreamError."""
+        ...
 
 
 class _Asked:
@@ -85,6 +100,7 @@ _Key = tuple[JoinOwner, int]
 
 
 class _Loaded(NamedTuple):
+    plan: Plan
     snapshot: Snapshot
     roles: Mapping[str, RoleFacts]
     rights: Rights
@@ -108,7 +124,7 @@ class Joins:
         ring: Ring,
         fanout: Fanout,
         access: TableAccess,
-        plan: Callable[[], Plan],
+        plans: Plans,
     ) -> None:
         self._database = database
         self._catalog = catalog
@@ -116,7 +132,7 @@ class Joins:
         self._ring = ring
         self._fanout = fanout
         self._access = access
-        self._plan = plan
+        self._plans = plans
         self._asked: dict[_Key, _Asked] = {}
         self._unanswered: dict[_Key, _Asked] = {}  # their reply went out without the database
         self._moving: dict[_Key, Claims] = {}  # joined ones with a new role
@@ -178,15 +194,14 @@ class Joins:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._refresh_rights)
             while True:
-                if not self._asked and not self._moving and self._unanswered:
-                    with trio.move_on_after(RETRY_SECONDS):
-                        await self._wake.wait()
-                else:
+                patience = RETRY_SECONDS if self._asked or self._moving or self._unanswered else float("inf")
+                with trio.move_on_after(patience):
                     await self._wake.wait()
                 self._wake = trio.Event()
                 await self._answer_all()
 
     async def _answer_all(self) -> None:
+        """Answer what waits, until nothing does or the database fails."""
         while self._asked or self._moving or self._unanswered:
             batch = [*self._asked.values(), *self._unanswered.values()][:BATCH_MAX]
             moving = dict(list(self._moving.items())[:BATCH_MAX])
@@ -194,9 +209,8 @@ class Joins:
                 with trio.fail_after(ANSWER_SECONDS):
                     await self._answer(batch, moving)
             except (WalstreamError, trio.TooSlowError) as error:
-                self._promise(batch, error)
-                if not any(asked.key in self._asked for asked in batch):
-                    return  # only those are left that have an answer; they are tried again later
+                self._promise(list(self._asked.values()), error)
+                return
             await trio.lowlevel.checkpoint()
 
     async def _answer(self, batch: list[_Asked], moving: Mapping[_Key, Claims]) -> None:
@@ -267,8 +281,11 @@ class Joins:
         return tuple(range(1, len(request.items) + 1))
 
     def _promise(self, batch: list[_Asked], error: Exception) -> None:
-        """Answer without the database: the channel works, its table changes come once there is a database."""
-        waiting = [asked for asked in batch if asked.key in self._asked]
+        """Answer without the database: the channel works, its table changes come once there is a database.
+
+        A client that waits for its subscription goes on waiting: its session knows for how long.
+        """
+        waiting = [asked for asked in batch if asked.request.wait_seconds is None]
         if waiting:
             log.warning(JOINS_WAITING, count=len(waiting), error=str(error) or "no answer in time")
         for asked in waiting:
@@ -310,12 +327,12 @@ class Joins:
         wishes = [wish for asked in asks for wish in asked.wishes]
         exact = frozenset((wish.schema, wish.table) for wish in wishes if not wish.is_wildcard)
         schemas = frozenset(None if wish.schema == ANY else wish.schema for wish in wishes if wish.is_wildcard)
-        plan, access, catalog = self._plan(), self._access, self._catalog
+        access, catalog = self._access, self._catalog
         known_roles, known_tables = frozenset(access.roles), frozenset(access.tables)
         known_types = frozenset(catalog.types)
 
         def load(connection: PgConnection) -> _Loaded:
-            snapshot = load_snapshot(connection)
+            plan, snapshot = self._plans.load(connection)
             tables = set(exact)
             for schema in schemas:
                 tables |= {table for table in tables_of(connection, schema) if plan.wanted(*table)}
@@ -324,6 +341,7 @@ class Joins:
             asked = frozenset(tables) if roles <= known_roles else frozenset(tables | known_tables)
             new_tables = frozenset(tables - known_tables)
             return _Loaded(
+                plan,
                 snapshot,
                 load_roles(connection, roles),
                 load_rights(connection, roles, asked),
@@ -337,7 +355,8 @@ class Joins:
 
         loaded = await self._database.run(load)
         catalog.load(loaded.relations, loaded.types)
-        relations = _as_clients_see(loaded.relations, plan)
+        await self._plans.settle(loaded.plan)
+        relations = _as_clients_see(loaded.relations, loaded.plan)
         literals = await self._cast(wishes, relations)
         return loaded, Facts(loaded.roles, loaded.rights, relations, literals)
 

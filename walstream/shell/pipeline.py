@@ -16,7 +16,7 @@ import trio
 from walstream import decoder
 from walstream.capture.plan import Admission, Fault, Plan
 from walstream.decoder import MESSAGE_PREFIX, Decoder
-from walstream.errors import EnvironmentFailure, WalstreamError
+from walstream.errors import EnvironmentFailure
 from walstream.history.assemble import Assembler
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live
@@ -40,16 +40,17 @@ from walstream.shell.access import Rights, TableAccess, load_rights
 from walstream.shell.catalog import load_relations, load_types
 from walstream.shell.fanout import Fanout
 from walstream.shell.join_facts import Literal, cast_literals
+from walstream.shell.plan_source import LoadedPlan
 from walstream.shell.postgres import Database
+from walstream.shell.publication_keeper import PublicationKeeper
 from walstream.shell.spill import FileSpill
 from walstream.shell.wal_reader import Stream
-from walstream.telemetry.log import PLAN_CHANGED, PLAN_FAULTY, PUBLICATIONS_BEHIND
+from walstream.telemetry.log import PLAN_CHANGED, PLAN_FAULTY
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
 
 EVICT_SECONDS: Final = 1.0
-PUBLICATIONS_SECONDS: Final = 2.0
 ADMISSIONS_MAX: Final = 4096
 MISSES_MAX: Final = 20
 """Rounds of loading for one message: relation, its types, the types inside them, the filter's literals."""
@@ -97,6 +98,7 @@ class Pipeline:
         fanout: Fanout,
         access: TableAccess,
         database: Database,
+        keeper: PublicationKeeper,
         returned: Callable[[bytes], object],
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
@@ -108,6 +110,7 @@ class Pipeline:
         self._fanout = fanout
         self._access = access
         self._database = database
+        self._keeper = keeper
         self._returned = returned
         self._clock = clock
         self._assembler = Assembler(spill_bytes=max(1, ring.bytes_max // 4), new_spill=FileSpill)
@@ -117,23 +120,21 @@ class Pipeline:
         self._held: Record | None = None
         self._plan_snapshot: Snapshot | None = None
         self._server_start = 0.0
-        self._plugin = ""
         self._restart_lsn = self._wal_end = 0
         self._evict_at = 0.0
         self._faulty: frozenset[Fault] = frozenset()
-        self._publications_due = trio.Event()
 
     # -- the stream
 
     async def open(self, stream: Stream) -> Mapping[str, str]:
         """See ``Sink.open``. Loads the plan anew. Raises DatabaseRefused where ``walstream init`` is due."""
-        loaded = await self._database.run(plan_source.loader(self._settings.schema, self._settings.publication))
+        loaded = await self._database.run(self.load)
         if stream.cluster != self._ring.cluster or stream.is_new_slot:
             # Another cluster, or a slot that begins now: what the ring holds has no continuation.
             self._ring.restart(stream.cluster)
         self._fanout.server_started(stream.server_start)
         self._server_start = stream.server_start
-        self._plugin = stream.plugin
+        self._keeper.is_needed = stream.plugin == "pgoutput"
         self._decoder = decoder.make(
             stream.plugin,
             self._catalog,
@@ -287,29 +288,18 @@ class Pipeline:
             return  # read again after a restart; the plan that was loaded has it
         self._use(plan_source.applied(self.plan, transaction.control))
         log.info(PLAN_CHANGED, rows=len(self.plan.rows), lsn=str(transaction.commit_lsn))
-        self._publications_due.set()
 
-    async def keep_publications(self) -> None:
-        """Make the publications follow direct SQL, for ever; only pgoutput reads through them."""
-        while True:
-            await self._publications_due.wait()
-            self._publications_due = trio.Event()
-            if self._plugin != "pgoutput":
-                continue
-            try:
-                synced = await self._database.run(
-                    lambda connection: publications.sync_publications(connection, self._settings.schema)
-                )
-            except WalstreamError as error:
-                log.warning(PUBLICATIONS_BEHIND, error=error.message, repair=error.repair)
-                self._publications_due.set()
-                await trio.sleep(PUBLICATIONS_SECONDS)
-                continue
-            for statement, refusal in synced.missing:
-                log.warning(PUBLICATIONS_BEHIND, error=refusal, repair=statement)
+    def load(self, connection: PgConnection) -> LoadedPlan:
+        """The plan of now, which may be newer than what the stream has reached. Blocks; raises psycopg2.Error."""
+        return plan_source.load(connection, self._settings.schema, self._settings.publication)
+
+    async def settle(self, plan: Plan) -> None:
+        """Return when changes that are committed from now on are captured by ``plan``. Raises WalstreamError."""
+        await self._keeper.settle(plan)
 
     def _use(self, plan: Plan) -> None:
         self.plan = plan
+        self._keeper.use(plan)
         self._admissions.clear()
         self._literals.clear()
         if self._decoder is not None:

@@ -5,7 +5,7 @@ What the rows mean is in ``capture``; who applies the changes in their order is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -34,29 +34,28 @@ class LoadedPlan(NamedTuple):
     snapshot: Snapshot
 
 
-def loader(schema: str, publication: str) -> Callable[[PgConnection], LoadedPlan]:
-    """What loads the plan on a connection. It raises psycopg2.Error; undefined_table means that ``init`` is due."""
+def load(connection: PgConnection, schema: str, publication: str) -> LoadedPlan:
+    """The plan of now. ``publication``: whose tables count as well, "" for none.
 
-    def load(connection: PgConnection) -> LoadedPlan:
-        # The snapshot is older than the rows: a change between them is applied twice, which changes nothing.
-        snapshot = load_snapshot(connection)
-        with connection.cursor() as cursor:
-            cursor.execute(
-                sql.SQL("select id::text, table_name, events, filter, columns, notify from {}").format(
-                    sql.Identifier(schema, TABLE)
-                )
+    Raises psycopg2.Error; undefined_table means that ``walstream init`` is due.
+    """
+    # The snapshot is older than the rows: a change between them is applied twice, which changes nothing.
+    snapshot = load_snapshot(connection)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            sql.SQL("select id::text, table_name, events, filter, columns, notify from {}").format(
+                sql.Identifier(schema, TABLE)
             )
-            rows = [
-                subscription_row(id_, table, events, condition, columns, notify=notify)
-                for id_, table, events, condition, columns, notify in cursor.fetchall()
-            ]
-            tables: list[tuple[str, str]] = []
-            if publication:
-                cursor.execute(_PUBLICATION, (publication,))
-                tables = [(row[0], row[1]) for row in cursor.fetchall()]
-        return LoadedPlan(Plan(rows, own_schema=schema, publication_tables=tables), snapshot)
-
-    return load
+        )
+        rows = [
+            subscription_row(id_, table, events, condition, columns, notify=notify)
+            for id_, table, events, condition, columns, notify in cursor.fetchall()
+        ]
+        tables: list[tuple[str, str]] = []
+        if publication:
+            cursor.execute(_PUBLICATION, (publication,))
+            tables = [(row[0], row[1]) for row in cursor.fetchall()]
+    return LoadedPlan(Plan(rows, own_schema=schema, publication_tables=tables), snapshot)
 
 
 def applied(plan: Plan, changes: Iterable[Change]) -> Plan:
