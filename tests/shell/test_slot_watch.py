@@ -38,6 +38,8 @@ def row(**changes: Any) -> tuple[Any, ...]:
         "lag_bytes": 100,
         "retained_bytes": 200,
         "sync_state": "async",
+        "application_name": "walstream/n",
+        "standby_names": "",
         "keep_bytes": -1,
     }
     assert set(changes) <= set(values)
@@ -63,6 +65,25 @@ def test_the_window_is_never_more_than_a_quarter_of_what_the_server_keeps(wanted
 )
 def test_whoever_is_not_async_holds_commits(sync_state: str | None, holds: bool) -> None:
     assert answer(sync_state=sync_state).holds_commits is holds
+
+
+@pytest.mark.parametrize(
+    ("standby_names", "holds"),
+    [
+        ("", False),
+        ("*", True),
+        ('"*"', True),
+        ("replica1", False),
+        ("WALSTREAM_n", True),
+        ('first 1 (replica1, "walstream_N")', True),
+        ("any 2 (replica1, replica2, *)", True),
+        ("2 (walstream, n)", False),
+        ('"a "" b", c', False),
+    ],
+)
+def test_a_stream_that_is_named_holds_commits_before_it_is_shown(standby_names: str, holds: bool) -> None:
+    assert answer(application_name="walstream_n", standby_names=standby_names).holds_commits is holds
+    assert not answer(sync_state=None, application_name=None, standby_names=standby_names).holds_commits
 
 
 @given(st.integers(0, 2**42), st.integers(0, 2**38))
@@ -164,7 +185,7 @@ def test_facts_reach_the_board_and_the_metrics(server: Server) -> None:
         assert on.metrics.registry.get_sample_value("walstream_slot_retained_bytes") == 200
 
     made = watching(server, scene)
-    assert server.connections[0].executed[0][1] == ("walstream/n", "walstream")
+    assert server.connections[0].executed[0][1] == ("walstream",)
     assert made.left == []
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -37,6 +38,8 @@ _REPAIRS: Final = {
     SLOT_FELL_BEHIND: "look for a long transaction in pg_stat_activity, or for a reader that does not keep up",
 }
 
+_STANDBY_NAME: Final = re.compile(r'"((?:[^"]|"")*)"|([^\s,()"]+)')
+
 log = structlog.get_logger()
 
 # wal_status and safe_wal_size: PostgreSQL 17, 52.20 pg_replication_slots.
@@ -44,14 +47,15 @@ _LOOK: Final = """
 select s.plugin, s.active_pid, s.restart_lsn::text, s.confirmed_flush_lsn::text, s.wal_status, s.safe_wal_size,
        pg_catalog.pg_wal_lsn_diff(now_at.lsn, s.confirmed_flush_lsn)::bigint,
        pg_catalog.pg_wal_lsn_diff(now_at.lsn, s.restart_lsn)::bigint,
-       r.sync_state,
+       r.sync_state, r.application_name,
+       pg_catalog.current_setting('synchronous_standby_names'),
        pg_catalog.pg_size_bytes(pg_catalog.current_setting('max_slot_wal_keep_size'))
   from pg_catalog.pg_replication_slots s
  cross join (
     select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
                 else pg_catalog.pg_current_wal_lsn() end as lsn
  ) now_at
-  left join pg_catalog.pg_stat_replication r on r.pid = s.active_pid and r.application_name = %s
+  left join pg_catalog.pg_stat_replication r on r.pid = s.active_pid
  where s.slot_name = %s
 """
 
@@ -59,8 +63,8 @@ select s.plugin, s.active_pid, s.restart_lsn::text, s.confirmed_flush_lsn::text,
 class Look(NamedTuple):
     """One answer of ``_LOOK``, in its order. Bytes are None, and positions too, where the server does not say.
 
-    ``keep_bytes``: ``max_slot_wal_keep_size``, negative for no limit. ``sync_state``: of our stream, None if the slot
-    is not active or another program streams from it.
+    ``sync_state`` and ``application_name``: of whoever streams, None if nobody does. ``standby_names``:
+    ``synchronous_standby_names``. ``keep_bytes``: ``max_slot_wal_keep_size``, negative for no limit.
     """
 
     plugin: str
@@ -72,12 +76,20 @@ class Look(NamedTuple):
     lag_bytes: int | None
     retained_bytes: int | None
     sync_state: str | None
+    application_name: str | None
+    standby_names: str
     keep_bytes: int
 
     @property
     def holds_commits(self) -> bool:
-        """Whether commits of the server's users wait, or may soon wait, for what this stream confirms."""
-        return self.sync_state not in (None, "async")
+        """Whether commits of the server's users wait, or may soon wait, for what this stream confirms.
+
+        A stream that has confirmed nothing yet is shown as ``async`` while they wait for it already, so the names are
+        looked at, too.
+        """
+        return self.sync_state is not None and (
+            self.sync_state != "async" or names_standby(self.standby_names, self.application_name or "")
+        )
 
     @property
     def is_lost(self) -> bool:
@@ -95,10 +107,16 @@ class Look(NamedTuple):
         return self.retained_bytes is not None and self.retained_bytes > 2 * window + SLACK_BYTES
 
 
-def look(connection: PgConnection, slot: str, application_name: str) -> Look | None:
+def names_standby(standby_names: str, application_name: str) -> bool:
+    """Whether ``synchronous_standby_names`` means a standby of this name (PostgreSQL 17, 19.6.2; case is ignored)."""
+    names = {quoted.replace('""', '"') or bare for quoted, bare in _STANDBY_NAME.findall(standby_names)}
+    return "*" in names or application_name.lower() in {name.lower() for name in names}
+
+
+def look(connection: PgConnection, slot: str) -> Look | None:
     """What the server says about the slot; None if there is none of that name. Raises psycopg2.Error."""
     with connection.cursor() as cursor:
-        cursor.execute(_LOOK, (application_name, slot))
+        cursor.execute(_LOOK, (slot,))
         row = cursor.fetchone()
     if row is None:
         return None
@@ -109,7 +127,7 @@ def look(connection: PgConnection, slot: str, application_name: str) -> Look | N
 class SlotWatch:
     """Looks at the slot every ``seconds`` and remembers the newest answer.
 
-    ``application_name``: of the streaming connection. ``wal_bytes``: what is configured for the history.
+    ``application_name``: of the watch's own connection. ``wal_bytes``: what is configured for the history.
     ``on_server_leaving`` is called, once per connection, when the server ended ours; it must not block. ``on_look`` is
     called after every answer.
     """
@@ -130,13 +148,12 @@ class SlotWatch:
     ) -> None:
         self._slot = slot
         self._health = health
-        self._application_name = application_name
         self._wal_bytes = wal_bytes
         self._on_server_leaving = on_server_leaving
         self._on_look = on_look
         self._metrics = metrics
         self._seconds = seconds
-        self._open = open_connection or functools.partial(connect, dsn, application_name=f"{application_name} (watch)")
+        self._open = open_connection or functools.partial(connect, dsn, application_name=application_name)
         self._pause = trio.CancelScope()
         self._hurry = False
         self._next = trio.Event()
@@ -196,7 +213,7 @@ class SlotWatch:
 
     async def _watch(self, connection: PgConnection) -> WalstreamError:
         """Look until the connection fails; returns the error."""
-        question = functools.partial(look, connection, self._slot, self._application_name)
+        question = functools.partial(look, connection, self._slot)
         while True:
             self._hurry = False
             try:
