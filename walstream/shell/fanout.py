@@ -87,7 +87,7 @@ class Rendered:
 class Audience:
     """The sockets behind one ``AudienceKey`` and the frames that wait for the end of the tick."""
 
-    __slots__ = ("held", "joining", "key", "pending", "prefixes", "shared", "solo", "suffix")
+    __slots__ = ("chunk", "held", "joining", "key", "pending", "prefixes", "rest", "shared", "solo", "suffix")
 
     def __init__(self, key: AudienceKey) -> None:
         self.key = key
@@ -95,10 +95,21 @@ class Audience:
         self.shared: dict[Outbox, Member] = {}  # sockets with several: frames go in as they come, in commit order
         self.joining: dict[Outbox, Member] = {}  # sockets for which a transaction may still be older than their join
         self.pending: list[bytes] = []
+        self.chunk = b""  # what is being written in slices, older than ``pending``
+        self.rest: list[Outbox] = []  # who has not got it yet
         self.prefixes: dict[tuple[object, tuple[int, ...]], bytes] = {}
         self.suffix = key.shape.suffix(key.vsn)
         # Frames of the newest change; they wait to learn whether it is their transaction's last one.
         self.held: list[tuple[Rendered, bytes]] = []
+
+    @property
+    def holds(self) -> int:
+        """Ordinal of the change that is held, -1 for none."""
+        return self.held[0][0].change.ordinal if self.held else -1
+
+    def has_listeners(self) -> bool:
+        """Whether anyone gets the frames of the transaction being routed."""
+        return bool(self.solo or self.shared) or any(member.live for member in self.joining.values())
 
     def __len__(self) -> int:
         return len(self.solo) + len(self.shared) + len(self.joining)
@@ -111,6 +122,14 @@ class Audience:
             prefix = self.key.shape.prefix(self.key.vsn, self.key.topic, change.operation, ids)
             self.prefixes[key] = prefix
         return prefix
+
+
+class _Queued(NamedTuple):
+    """A transaction that waits for its slices."""
+
+    sequence: int
+    transaction: Transaction
+    text: TransactionText
 
 
 class Fanout:
@@ -128,10 +147,10 @@ class Fanout:
         self._audiences: dict[AudienceKey, Audience] = {}
         self._by_binding: dict[int, dict[Audience, None]] = {}
         self._memberships: dict[Outbox, list[Member]] = {}
-        self._joining: list[Member] = []
+        self._joining: dict[Member, None] = {}
         self._dirty: dict[Audience, None] = {}
         self._dirty_outboxes: dict[Outbox, None] = {}
-        self._backlog: deque[tuple[int, Transaction]] = deque()
+        self._backlog: deque[_Queued] = deque()
         self._backlog_done = 0  # changes of the backlog's first transaction that are routed already
         self._backlog_waiting = trio.Event()
         self._touched: dict[Audience, None] = {}  # audiences that hold a change of the half-routed transaction
@@ -143,6 +162,12 @@ class Fanout:
         """Remember when PostgreSQL started: snapshots of an earlier run are compared by position, not by xid."""
         self._server_start = server_start
 
+    def cluster_changed(self) -> None:
+        """Forget the snapshots: they say nothing of another cluster's transactions, which are live for everyone."""
+        for member in self._joining:
+            self._settle(member)
+        self._joining.clear()
+
     # -- joining and leaving
 
     def join(self, outbox: Outbox, key: AudienceKey, snapshot: Snapshot, asked_at: int) -> Member:
@@ -152,6 +177,8 @@ class Fanout:
         """
         audience = self._audience(key)
         member = Member(outbox, audience, snapshot)
+        for other in self._memberships.get(outbox, ()):
+            self._share(other)  # what it was sent before has to go out before what follows now
         self._catch_up(member, asked_at)
         self._enter(member)
         return member
@@ -171,14 +198,15 @@ class Fanout:
         if len(memberships) == 2:
             self._share(memberships[0])
         audience.joining[outbox] = member
-        self._joining.append(member)
+        self._joining[member] = None
 
     def move(self, member: Member, key: AudienceKey) -> Member:
         """Go on in another audience, which gets the same changes, without missing or repeating any."""
-        if member.audience.held:
-            self._finish(member.audience, last=False)  # a large transaction is half routed: what is held is its share
-        moved = Member(member.outbox, self._audience(key), member.snapshot)
-        moved.live = member.live
+        audience = self._audience(key)
+        for each in (member.audience, audience):
+            self._finish(each, last=False)  # a large transaction is half routed: what is held is for who was there
+        moved = Member(member.outbox, audience, member.snapshot)
+        moved.live = member.live or member not in self._joining
         self.leave(member)
         self._enter(moved)
         return moved
@@ -190,8 +218,7 @@ class Fanout:
         for place in (audience.solo, audience.shared, audience.joining):
             if place.get(outbox) is member:
                 del place[outbox]
-        if member in self._joining:
-            self._joining.remove(member)
+        self._joining.pop(member, None)
         memberships = self._memberships.get(outbox, [])
         if member in memberships:
             memberships.remove(member)
@@ -225,34 +252,37 @@ class Fanout:
         place[outbox] = member
 
     def _catch_up(self, member: Member, asked_at: int) -> None:
-        routed = self._backlog[0][0] if self._backlog else self._ring.next_sequence
+        routed = self._backlog[0].sequence if self._backlog else self._ring.next_sequence
         for sequence, transaction in self._ring.maybe_live(member.snapshot, asked_at):
-            if sequence > routed or not self._is_live(transaction, member.snapshot):
-                continue
-            if sequence == routed:
-                self._replay_begun(member, transaction)
-            else:
-                self._finish(self._replay(member, transaction, transaction.changes), last=True)
+            if sequence < routed and self._is_live(transaction, member.snapshot):
+                text = self._text(transaction)
+                self._finish(self._replay(member, text, transaction.changes), last=True)
+        # The ring may have let go of a large one already.
+        if self._backlog and self._is_live(self._backlog[0].transaction, member.snapshot):
+            self._replay_begun(member, self._backlog[0])
 
-    def _replay(self, member: Member, transaction: Transaction, changes: Iterable[Change]) -> Audience:
+    def _replay(self, member: Member, text: TransactionText, changes: Iterable[Change]) -> Audience:
         """Deliver to one socket alone. Returns its stand-in audience, which still holds the newest change."""
         alone = Audience(member.audience.key)
         alone.shared[member.outbox] = member
         audiences = {binding_id: {alone: None} for binding_id in member.audience.key.ids}
-        text = self._text(transaction)
         for change in changes:
             self._deliver(change, text, audiences, {})
         return alone
 
-    def _replay_begun(self, member: Member, transaction: Transaction) -> None:
+    def _replay_begun(self, member: Member, queued: _Queued) -> None:
         """The backlog's first transaction is half routed: deliver that half, the rest comes with everybody's."""
         audience = member.audience
-        alone = self._replay(member, transaction, islice(transaction.changes, self._backlog_done))
+        alone = self._replay(member, queued.text, islice(queued.transaction.changes, self._backlog_done))
+        if alone.holds != audience.holds:
+            self._finish(audience, last=False)  # rights have changed meanwhile: it is not for the new member
+            if audience.has_listeners():
+                self._finish(alone, last=False)  # the others have it already
+            elif alone.held:
+                # Nobody else waits for the newest change; the new member does, until it is known to be the last one.
+                audience.held = alone.held
+                self._touched[audience] = None
         member.live = True
-        if not audience.held and alone.held:
-            # Nobody else holds the newest change; the new member will, until it is known whether it is the last one.
-            audience.held = alone.held
-            self._touched[audience] = None
 
     def _is_live(self, transaction: Transaction, snapshot: Snapshot) -> bool:
         return is_live(transaction, snapshot, self._server_start)
@@ -262,7 +292,7 @@ class Fanout:
     def route(self, sequence: int, transaction: Transaction, *, spilled: bool) -> None:
         """Route one transaction, or queue it behind a large one. ``sequence``: its number in the ring."""
         if spilled or self._backlog:
-            self._backlog.append((sequence, transaction))
+            self._backlog.append(_Queued(sequence, transaction, self._text(transaction)))
             self._backlog_waiting.set()
             return
         self._begin(transaction)
@@ -274,28 +304,27 @@ class Fanout:
             self._finish(audience, last=True)
 
     async def run(self) -> None:
-        """Route what ``route`` queued, a slice at a time, for ever. Cancelling it between slices loses nothing sent."""
+        """Route what ``route`` queued, a slice at a time, for ever.
+
+        Cancelling it loses nothing; run again, it goes on where it was.
+        """
         while True:
             await self._backlog_waiting.wait()
             while self._backlog:
-                sequence, transaction = self._backlog[0]
-                del sequence
-                await self._route_sliced(transaction)
-                self._backlog.popleft()
-                self._backlog_done = 0
+                await self._route_sliced(self._backlog[0])
             self._backlog_waiting = trio.Event()
 
-    async def _route_sliced(self, transaction: Transaction) -> None:
-        text = self._text(transaction)
-        changes: Iterator[Change] = iter(transaction.changes)
+    async def _route_sliced(self, queued: _Queued) -> None:
+        transaction, text = queued.transaction, queued.text
+        changes: Iterator[Change] = islice(transaction.changes, self._backlog_done, None)
         touched = self._touched
         while True:
+            # No await from here to the end of the slice: a join must see either all of it or none.
             self._begin(transaction)
             count = 0
             for change in islice(changes, SLICE_CHANGES):
                 self._deliver(change, text, self._by_binding, touched)
                 count += 1
-            # No await between here and the finish: a join must see either all of a slice or none of it.
             self._backlog_done += count
             if count < SLICE_CHANGES:
                 break
@@ -304,19 +333,23 @@ class Fanout:
         for audience in touched:
             self._finish(audience, last=True)
         touched.clear()
+        self._backlog.popleft()
+        self._backlog_done = 0
         await self.flush()
+        await trio.lowlevel.checkpoint()
 
     def _begin(self, transaction: Transaction) -> None:
         if not self._joining:
             return
-        waiting = []
+        done = []
         for member in self._joining:
             if settled(transaction, member.snapshot):
-                self._settle(member)
+                done.append(member)
             else:
                 member.live = self._is_live(transaction, member.snapshot)
-                waiting.append(member)
-        self._joining = waiting
+        for member in done:
+            self._settle(member)
+            del self._joining[member]
 
     def _text(self, transaction: Transaction) -> TransactionText:
         return TransactionText.of(transaction, self._ring.cluster, self._max_record_bytes)
@@ -391,24 +424,31 @@ class Fanout:
             if member.live:
                 outbox.push(frame)
                 self._dirty_outboxes[outbox] = None
+                self.frames_out += 1
         self.frames_out += len(audience.shared)
 
     # -- writing
 
     def _drain(self, audience: Audience) -> None:
         """Write what waits before the audience's sockets change."""
+        if audience.rest:
+            broadcast(audience.rest, audience.chunk)
+            audience.rest = []
         if audience.pending:
             chunk = b"".join(audience.pending)
             audience.pending.clear()
-            self._dirty.pop(audience, None)
             broadcast(audience.solo, chunk)
+        self._dirty.pop(audience, None)
 
     async def flush(self) -> None:
-        """End a tick: one write per socket with something to send. Waits only for its turn, never for a reader."""
+        """End a tick: one write per socket with something to send. Waits only for its turn, never for a reader.
+
+        May be called while another call waits for its turn. Cancelled, it leaves the rest to the next call.
+        """
         written = 0
         while self._dirty:
             audience = next(iter(self._dirty))
-            if len(audience.solo) <= SLICE_SOCKETS:
+            if len(audience.solo) <= SLICE_SOCKETS and not audience.rest:
                 written += len(audience.solo)
                 self._drain(audience)
             else:
@@ -421,11 +461,20 @@ class Fanout:
         self._dirty_outboxes.clear()
 
     async def _drain_sliced(self, audience: Audience) -> None:
-        chunk = b"".join(audience.pending)
-        audience.pending.clear()
-        del self._dirty[audience]
-        outboxes = list(audience.solo)
-        for start in range(0, len(outboxes), SLICE_SOCKETS):
-            if start:
+        """Write a chunk to the audience's sockets with turns for others in between, who may add to ``pending`` only.
+
+        Whoever has to change the sockets meanwhile, or write what is newer, finishes this first: see ``_drain``.
+        """
+        if not audience.rest:
+            audience.chunk = b"".join(audience.pending)
+            audience.rest = list(audience.solo)
+            audience.pending.clear()
+        while audience.rest:
+            part = audience.rest[:SLICE_SOCKETS]
+            del audience.rest[:SLICE_SOCKETS]
+            broadcast(part, audience.chunk)
+            if audience.rest:
                 await trio.lowlevel.checkpoint()
-            broadcast(outboxes[start : start + SLICE_SOCKETS], chunk)
+        audience.chunk = b""
+        if not audience.pending:
+            self._dirty.pop(audience, None)
