@@ -110,24 +110,36 @@ def test_a_database_that_is_not_utf8(own: tuple[Cluster, str], ground: TestDatab
 
 
 def test_a_role_without_rights(own: tuple[Cluster, str], ground: TestDatabase) -> None:
-    ground.execute("create role app login; grant walstream_owner, anon to app")
-    ground.execute("grant usage on schema realtime to app")
+    ground.execute("create role app login; grant anon to app")
     walstream = Walstream(own[0].dsn(ground.name, "app"))
     try:
         assert wrong(walstream) == [
             ("error", "replication_right"), ("warning", "client_role"), ("warning", "client_role"),
-            ("unknown", "plugin"), ("unknown", "plugin"),
+            ("unknown", "plugin"), ("unknown", "plugin"), ("error", "schema_right"),
         ]  # fmt: skip
+        ground.execute(repair(walstream, "schema_right"))
         ground.execute(repair(walstream, "replication_right").partition("runs: ")[2].partition(" (")[0])
         ground.execute("grant authenticated, service_role to app")
         # The server-wide list permits the plugin, this role's own does not.
         ground.execute("alter role app set output_plugin_libraries = pgoutput")
         assert wrong(walstream) == [("warning", "plugin_refused"), ("warning", "publications")]
         assert wrong(walstream, "--decoder", "wal2json") == [("error", "plugin_refused")]
+        made = walstream.json("slot", "create", "app_slot")
+        assert made["plugin"] == "pgoutput"
+        walstream.ok("slot", "drop", "app_slot")
+        refused = walstream("slot", "create", "app_slot", "--decoder", "wal2json")
+        assert (refused.code, "[database_refused: plugin_refused]" in refused.err) == (4, True)
         ground.execute(repair(walstream, "plugin_refused").partition("runs: ")[2])
         assert wrong(walstream) == []
     finally:
         ground.execute("drop owned by app; drop role app")
+
+
+def test_the_role_that_init_made_for_the_daemon_lacks_nothing(own: tuple[Cluster, str], ground: TestDatabase) -> None:
+    walstream = Walstream(own[0].dsn(ground.name, "walstream_daemon"))
+    ground.execute("insert into realtime.subscriptions (table_name) values ('public.users')")
+    assert wrong(walstream) == []
+    assert wrong(walstream, "users") == []
 
 
 def test_a_plugin_that_is_not_installed(ground: TestDatabase) -> None:

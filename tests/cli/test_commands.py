@@ -106,6 +106,12 @@ def test_a_command_is_a_module_of_its_own(name: str) -> None:
     assert COMMANDS[name].summary.endswith(".")
 
 
+def test_an_argument_in_another_encoding_is_a_usage_error() -> None:
+    done = CliRunner().invoke(cli, ["subscribe", "caf\udce9"], env={"WALSTREAM_DATABASE_URL": "host=/nowhere"})
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "'caf\\udce9'" in done.stderr
+
+
 def ending(error: BaseException) -> tuple[int, str]:
     @click.command("end")
     def end() -> None:

@@ -52,7 +52,7 @@ def test_every_command_is_documented() -> None:
 def test_every_code_of_doctor_is_documented() -> None:
     page = (REFERENCE / "commands.md").read_text(encoding="utf-8").partition("## doctor")[2]
     found: set[str] = set()
-    for name in ("preflight", "preflight_tables", "subscriptions"):
+    for name in ("checkup", "preflight", "preflight_tables", "subscriptions"):
         source = (ROOT / "walstream" / "shell" / f"{name}.py").read_text(encoding="utf-8")
         found |= {code for match in _CODE.findall(source) for code in match if code}
     assert found == first_words(page)

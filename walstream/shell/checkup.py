@@ -5,11 +5,16 @@ What later checks need is what earlier ones found: without the schema nothing is
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import psycopg2
+
+from walstream.capture import quote_identifier
 from walstream.config import Config
-from walstream.shell import preflight, preflight_tables, slots, tables
+from walstream.shell import preflight, preflight_tables, roles, slots, tables
 from walstream.shell.reports import Finding
+from walstream.shell.tables import Target
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812 - a class, under a name that tells it from values
@@ -29,17 +34,31 @@ def run(connection: Connection, settings: Config, table: str | None = None) -> l
     probes = [preflight.probe_plugin(connection, plugin) for plugin in slots.PLUGINS[settings.decoder]]
     findings += preflight.judge_plugins(server, settings.decoder, slot, probes)
     findings.append(preflight.judge_slot(server, settings.decoder, settings.slot, slot))
-    schema = preflight.judge_schema(settings.schema, preflight.read_schema(connection, settings.schema))
-    findings.append(schema)
     if settings.publication:
         findings.append(preflight_tables.judge_publication(connection, settings.publication))
-    if schema.severity != "ok":
-        return findings
-    usable = [probe.plugin for probe in probes if probe.state == "usable"]
-    plugin = slot.plugin if slot is not None else next(iter(usable), "")
+    plugin = (
+        slot.plugin if slot is not None else next((probe.plugin for probe in probes if probe.state == "usable"), "")
+    )
+    try:
+        findings += _own_tables(connection, settings.schema, plugin, target, has_slot=slot is not None)
+    except psycopg2.errors.InsufficientPrivilege as error:
+        cause = f"{server.user} may not read walstream's tables: {(error.diag.message_primary or str(error)).strip()}"
+        repair = f"grant {roles.OWNER} to {quote_identifier(server.user)}"
+        findings.append(Finding("schema_right", "error", settings.schema, cause, repair))
+    return findings
+
+
+def _own_tables(
+    connection: Connection, schema: str, plugin: str, target: Target | None, *, has_slot: bool
+) -> Iterator[Finding]:
+    found = preflight.judge_schema(schema, preflight.read_schema(connection, schema))
+    yield found
+    if found.severity != "ok":
+        return
     if plugin == "pgoutput":
-        findings.append(preflight_tables.judge_publications(connection, settings.schema, in_use=slot is not None))
-    findings.append(preflight_tables.judge_triggers(connection, settings.schema))
+        yield preflight_tables.judge_publications(connection, schema, in_use=has_slot)
+    yield preflight_tables.judge_triggers(connection, schema)
     if target is not None:
-        return findings + preflight_tables.judge_table(connection, settings.schema, target)
-    return findings + preflight_tables.judge_rows(connection, settings.schema)
+        yield from preflight_tables.judge_table(connection, schema, target)
+    else:
+        yield from preflight_tables.judge_rows(connection, schema)

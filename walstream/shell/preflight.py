@@ -323,7 +323,10 @@ def judge_slot(server: Server, decoder: str, name: str, slot: Slot | None) -> Fi
         cause = f"it was made with {slot.plugin}, and the decoder is {decoder}"
         return Finding("slot_plugin", "error", name, cause, f"{again}; or {other}, or change WALSTREAM_DECODER")
     if slot.wal_status == "lost":
-        return Finding("slot_lost", "error", name, "the server has removed WAL that it needed", again)
+        renew = (
+            f"start walstream serve, which makes a new one and tells clients of the gap; or walstream slot drop {name}"
+        )
+        return Finding("slot_lost", "error", name, "the server has removed WAL that it needed", renew)
     retained = f"{size(slot.retained_bytes)} of WAL kept, {size(slot.lag_bytes)} not confirmed"
     risk: Severity = "ok"
     if slot.wal_status == "unreserved":

@@ -46,7 +46,8 @@ def sync_publications(connection: Connection, schema: str) -> Synced:
     """Create what is missing and add and drop tables until the publications fit the subscriptions.
 
     Runs in a transaction of its own, or in the one that is open on ``connection``. Takes SHARE UPDATE EXCLUSIVE on the
-    tables that come or go, and waits at most ``LOCK_TIMEOUT`` for it. Raises psycopg2.Error for anything but refusals.
+    tables that come or go, and waits at most ``LOCK_TIMEOUT`` for it and for others who do the same. Raises
+    psycopg2.Error for anything but refusals.
     """
     if connection.autocommit and connection.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_IDLE:
         with connection:
@@ -88,6 +89,10 @@ def _sync(connection: Connection, schema: str) -> Synced:
     missing: list[tuple[str, str]] = []
     with connection.cursor() as cursor:
         cursor.execute("select pg_catalog.set_config('lock_timeout', %s, true)", (LOCK_TIMEOUT,))
+        # One after the other: who read the subscriptions before another's commit would undo what that one has added.
+        cursor.execute(
+            "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('walstream publications', 0))"
+        )
         for statements in _plan(connection, cursor, schema):
             for statement in statements:
                 refused = roles.attempt(cursor, statement)

@@ -214,6 +214,8 @@ def options(*, word: bool = False) -> Callable[[_Decorated], Callable[..., Any]]
         @functools.wraps(function)
         def call(*, as_json: bool, format_name: Format | None, config_file: Path | None, **values: Any) -> Any:
             context = click.get_current_context()
+            for value in values.values():
+                _check_text(value)
             flags = {key: values.pop(f"config_{key}") for key in configuration.Config.__struct_fields__}
             trailing: Format | None = values.pop("format_word", None)
             chosen: Format | None = "json" if as_json else format_name or trailing
@@ -227,6 +229,15 @@ def options(*, word: bool = False) -> Callable[[_Decorated], Callable[..., Any]]
         return _common(decorated)
 
     return decorate
+
+
+def _check_text(value: object) -> None:
+    """Refuse what the shell handed over in another encoding: no database of ours has it."""
+    try:
+        if isinstance(value, str):
+            value.encode()
+    except UnicodeEncodeError as error:
+        raise click.UsageError(f"an argument is not UTF-8: {value!a}") from error
 
 
 def current(context: click.Context) -> Terminal:
