@@ -55,14 +55,19 @@ def _message(plugin: str, payload: bytes, start: int) -> Message:
 
 
 class Stream:
-    """A running stream. Nothing is confirmed unless the test does it, or psycopg2 by itself."""
+    """A running stream. Nothing is confirmed unless the test does it, or psycopg2 by itself.
 
-    def __init__(self, dsn: str, slot: str, plugin: str, *, start: int = 0, name: str = APPLICATION, **options: str):
+    ``opened``: a replication connection to be used instead of one that the daemon would make.
+    """
+
+    def __init__(
+        self, dsn: str, slot: str, plugin: str, *, start: int = 0, name: str = APPLICATION, opened: Any = None
+    ) -> None:
         self.plugin = plugin
-        self.connection: Any = connect(dsn, application_name=name, replication=True)
+        self.connection: Any = opened or connect(dsn, application_name=name, replication=True)
         self.cursor = cast("Any", self.connection.cursor())
         self.cursor.start_replication(
-            slot_name=slot, start_lsn=start, options=_OPTIONS[plugin] | options, decode=False, status_interval=1
+            slot_name=slot, start_lsn=start, options=_OPTIONS[plugin], decode=False, status_interval=1
         )
 
     def poll(self) -> Message | None:
@@ -110,10 +115,10 @@ class Stream:
 
 @contextmanager
 def streaming(
-    database: TestDatabase, slot: str, plugin: str, *, start: int = 0, name: str = APPLICATION, **options: str
+    database: TestDatabase, slot: str, plugin: str, *, start: int = 0, name: str = APPLICATION, opened: Any = None
 ) -> Iterator[Stream]:
     """A stream from ``slot``, waited for until the server lets go of the slot again."""
-    stream = Stream(database.dsn, slot, plugin, start=start, name=name, **options)
+    stream = Stream(database.dsn, slot, plugin, start=start, name=name, opened=opened)
     try:
         yield stream
     finally:
