@@ -35,8 +35,10 @@ def test_wal2json_drops_updates_and_deletes_without_identity(database: TestDatab
     [
         "alter table t replica identity full",
         "alter table t add primary key (id)",
-        "alter table t alter id set not null; create unique index i on t (id);"
-        "alter table t replica identity using index i",
+        (
+            "alter table t alter id set not null; create unique index i on t (id);"
+            "alter table t replica identity using index i"
+        ),
     ],
 )
 def test_a_usable_identity_is_enough(database: TestDatabase, cure: str) -> None:
