@@ -50,10 +50,12 @@ def compare(both: Readers, *, alter: bool) -> list[Change]:
         assert as_seen_late(one) == as_seen_late(other)
         if not alter:
             assert shown(one) == shown(other)
-        elif one.operation in (Operation.INSERT, Operation.UPDATE):
-            # Of deletes and truncates wal2json tells no columns, and of no message the keys: those of before count on.
+        elif one.operation is Operation.INSERT:
+            # Only an insert tells wal2json's reader all columns. Other rows may be read with one of a neighbour in time,
+            # which has no value then; keys are not told at all.
             assert one.relation.columns == other.relation.columns
-            assert (one.new, one.old, one.ordinal) == (other.new, other.old, other.ordinal)
+            assert one.new == other.new
+        assert one.ordinal == other.ordinal
     assert len(left) == len(right)
     frames = [
         [record for record in reader.records if isinstance(record, Begin | Commit)] for reader in both.all.values()

@@ -28,9 +28,12 @@ NUMBERS: Final = frozenset({INT2, INT4, INT8, FLOAT4, FLOAT8, NUMERIC})
 """Types whose values are JSON numbers (or null)."""
 
 NEVER_TOASTED: Final = frozenset(
-    {BOOL, INT2, INT4, INT8, OID, FLOAT4, FLOAT8, TIMESTAMP, TIMESTAMPTZ, 1082, 1083, 1266, 1186, 2950, 790, 3220}
+    {BOOL, INT2, INT4, INT8, OID, FLOAT4, FLOAT8, TIMESTAMP, TIMESTAMPTZ}
+    # "char", name, point, lseg, box, macaddr8, circle, money, macaddr,
+    # date, time, interval, timetz, regclass, uuid, pg_lsn
+    | {18, 19, 600, 601, 603, 774, 718, 790, 829, 1082, 1083, 1186, 1266, 2205, 2950, 3220}
 )
-"""Types of fixed length, so never left out (also date, time, timetz, interval, uuid, money, pg_lsn)."""
+"""Types of fixed length: their values lie in the row, so no UPDATE leaves them out."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_text = msgspec.json.Decoder(str).decode
@@ -45,13 +48,12 @@ _TIMESTAMPTZ: Final = re.compile(
     rb"([+-][0-9]{2})((?::[0-9]{2}){1,2})?( BC)?"
 )
 
-_MARGIN: Final = 200
-"""Levels of nesting that a json value must leave free below the parser's limit, for who parses it inside another."""
+NESTING_MAX: Final = 100
+"""Levels of a json value; common parsers stop at 128, and the value stands inside a row inside a frame."""
 
-_SHALLOW: Final = 200
-"""Brackets that cannot nest too deep, whatever they enclose."""
-
-_BEFORE, _AFTER = b"[" * _MARGIN, b"]" * _MARGIN
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def type_info(oid: int, catalog: Catalog) -> TypeInfo | None:
@@ -167,12 +169,22 @@ def _json(text: bytes) -> bytes:
     if not text.isascii():
         text = text.decode("utf-8", "replace").encode()
     try:
-        if text.count(b"[") + text.count(b"{") > _SHALLOW:
-            # Too deep for whoever parses it inside something else?
-            _skip(b"%b%b%b" % (_BEFORE, text, _AFTER))
-        return bytes(_skip(text))
+        value = bytes(_skip(text))
     except (ValueError, RecursionError):
         return quote(text)
+    return value if _is_shallow(value) else quote(text)
+
+
+def _is_shallow(value: bytes) -> bool:
+    """Whether a JSON value is not nested deeper than ``NESTING_MAX``. How deep Python is just now plays no part."""
+    if value.count(b"[") + value.count(b"{") <= NESTING_MAX:
+        return True
+    brackets = _STRINGS.sub(b"", value).translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(NESTING_MAX):  # each round takes away the innermost level
+        brackets = brackets.replace(b"[]", b"")
+        if not brackets:
+            return True
+    return False
 
 
 def _oid(text: bytes) -> bytes:
