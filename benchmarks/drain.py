@@ -5,12 +5,14 @@ Both read the same WAL with the same plugin options; the daemon is stopped while
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 
 from benchmarks import rig
 from walstream.decoder import make
 from walstream.model import Catalog
+from walstream.shell.private_cluster import Cluster
 
 ROWS = 200_000
 INSERT = """
@@ -28,7 +30,7 @@ def main(rounds: int = 3) -> None:
         dsn = rig.prepare(server)
         options = make("wal2json", Catalog(), wanted=lambda _schema, _name: True).options()
         daemon = rig.Daemon(dsn, rig.free_port(), decoder="wal2json", max_messages_per_second="0")
-        ours, theirs = [], []
+        ours, theirs, used = [], [], []
         try:
             for turn in range(rounds):
                 slot = f"peer_{turn}"
@@ -38,8 +40,10 @@ def main(rounds: int = 3) -> None:
                 daemon.pause()
                 rig.execute(dsn, INSERT.format(transactions=ROWS // 10))
                 theirs.append(_peer(server, dsn, slot, options))
+                before = daemon.cpu_seconds()
                 daemon.resume()
                 ours.append(_subscriber(raw))
+                used.append(daemon.cpu_seconds() - before)
                 raw.close()
                 rig.execute(dsn, f"select pg_drop_replication_slot('{slot}')", "truncate public.bench")
         finally:
@@ -49,19 +53,21 @@ def main(rounds: int = 3) -> None:
         [
             ("pg_recvlogical", f"{ROWS / rig.median(theirs):,.0f} rows/s"),
             ("walstream to one subscriber", f"{ROWS / rig.median(ours):,.0f} rows/s"),
+            ("processor time of the daemon", f"{rig.median(used) / ROWS * 1e6:.2f} µs per row"),
             ("ratio (mark: at least 0.9)", f"{rig.median(theirs) / rig.median(ours):.2f}"),
         ],
     )
 
 
-def _peer(server: rig.Cluster, dsn: str, slot: str, options: dict[str, str]) -> float:
+def _peer(server: Cluster, dsn: str, slot: str, options: dict[str, str]) -> float:
     end = subprocess.run(
         [server.binaries.bin_dir / "psql", "-Atc", "select pg_current_wal_flush_lsn()", dsn],
         check=True, capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip
     command = [
-        server.binaries.bin_dir / "pg_recvlogical", "-d", dsn, "--slot", slot, "--start", "-f", "/dev/null", "--endpos", end, "--no-loop",
-    ]  # fmt: skip
+        server.binaries.bin_dir / "pg_recvlogical",
+        *("-d", dsn, "--slot", slot, "--start", "-f", "/dev/null", "--endpos", end, "--no-loop"),
+    ]
     for name, value in options.items():
         command += ["-o", f"{name}={value}"]
     started = time.monotonic()
@@ -69,7 +75,7 @@ def _peer(server: rig.Cluster, dsn: str, slot: str, options: dict[str, str]) -> 
     return time.monotonic() - started
 
 
-def _subscriber(raw: rig.socket.socket) -> float:
+def _subscriber(raw: socket.socket) -> float:
     started = time.monotonic()
     buffer = bytearray(1 << 20)
     view = memoryview(buffer)
