@@ -1,0 +1,138 @@
+"""A daemon over a database of the test's own, once for each decoder, and over a server that the test may break."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration.fixtures.daemon import Daemon, running_daemon, token
+from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, migrate
+from integration.fixtures.ws import PhoenixClient, phoenix
+from walstream.lsn import Lsn
+
+QUICK = {"WALSTREAM_HEARTBEAT_SECONDS": "1s", "WALSTREAM_DRAIN_SECONDS": "1s"}
+
+
+class Node:
+    """A daemon and the database that it serves."""
+
+    def __init__(self, database: TestDatabase, daemon: Daemon) -> None:
+        self.database = database
+        self.daemon = daemon
+
+    def table(self, name: str, columns: str = "id bigint primary key, v text", *, captured: bool = True) -> None:
+        """A table that everyone may read."""
+        self.database.execute(
+            f"create table public.{name} ({columns});"
+            f"grant select on public.{name} to anon, authenticated, service_role;"
+        )
+        if captured:
+            self.capture(name)
+
+    def capture(self, name: str) -> None:
+        """As an operator does it by SQL."""
+        self.database.execute("insert into realtime.subscriptions (table_name) values (%s)", (f"public.{name}",))
+
+    @asynccontextmanager
+    async def client(self, *tables: str) -> AsyncIterator[PhoenixClient]:
+        """A client that is told of all changes of ``tables``."""
+        async with phoenix(self.daemon.websocket_url, apikey=token("anon")) as client:
+            for table in tables:
+                await client.subscribe(f"realtime:{table}", {"event": "*", "schema": "public", "table": table})
+            yield client
+
+    @property
+    def confirmed(self) -> Lsn:
+        """What the daemon's slot has confirmed."""
+        return Lsn.parse(
+            self.database.scalar(
+                "select confirmed_flush_lsn::text from pg_replication_slots where slot_name = %s", (self.daemon.slot,)
+            )
+        )
+
+    @property
+    def now(self) -> Lsn:
+        """Where the WAL ends."""
+        return Lsn.parse(self.database.scalar("select pg_current_wal_insert_lsn()::text"))
+
+    def kept(self, marker: str) -> int:
+        """How many messages with ``marker`` the slot would send again. Nobody may stream from it."""
+        eventually(lambda: not self.is_active)
+        plugin = self.database.scalar(
+            "select plugin from pg_replication_slots where slot_name = %s", (self.daemon.slot,)
+        )
+        options = [] if plugin == "wal2json" else ["proto_version", "1", "publication_names", "walstream_all"]
+        rows = self.database.query(
+            "select data from pg_logical_slot_peek_binary_changes(%s, null, null, variadic %s::text[])"
+            if options
+            else "select convert_to(data, 'utf8') from pg_logical_slot_peek_changes(%s, null, null"
+            ", 'format-version', '2') where %s is not null",
+            (self.daemon.slot, options),
+        )
+        return sum(marker.encode() in bytes(data) for (data,) in rows)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether somebody streams from the slot."""
+        found = self.database.scalar(
+            "select active from pg_replication_slots where slot_name = %s", (self.daemon.slot,)
+        )
+        return bool(found)
+
+    def health(self) -> dict[str, Any]:
+        """What ``/health`` says."""
+        status, body = self.daemon.get("/health")
+        assert status == 200
+        value: dict[str, Any] = json.loads(body)
+        return value
+
+
+def eventually(holds: Callable[[], bool], *, seconds: float = 30.0) -> None:
+    """Wait until ``holds``. Fails after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"did not come true within {seconds} s"
+        time.sleep(0.05)
+
+
+Start = Callable[..., AbstractContextManager[Node]]
+
+
+@pytest.fixture(params=["wal2json", "pgoutput"])
+def decoder(request: pytest.FixtureRequest) -> str:
+    """The value of WALSTREAM_DECODER."""
+    return str(request.param)
+
+
+@pytest.fixture
+def start(decoder: str, tmp_path: Path) -> Start:
+    """Starts a node over a database, with further environment."""
+
+    @contextmanager
+    def starting(database: TestDatabase, *, wait: str = "/ready", **environ: str) -> Iterator[Node]:
+        wanted = {**QUICK, "WALSTREAM_DECODER": decoder, **environ}
+        with running_daemon(database.dsn, tmp_path, wanted, wait=wait) as daemon:
+            yield Node(database, daemon)
+
+    return starting
+
+
+@pytest.fixture
+def node(start: Start, prepared: TestDatabase) -> Iterator[Node]:
+    """A node on the server that all tests share."""
+    with start(prepared) as running:
+        yield running
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[TestDatabase]:
+    """A prepared database on a server that may be stopped and killed."""
+    with fresh_cluster(tmp_path / "server") as cluster, fresh_database(cluster) as database:
+        migrate(database.dsn)
+        yield database
