@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,14 @@ def test_nothing_is_wrong_where_all_is_as_documented(doctor: Walstream) -> None:
 
 def test_doctor_leaves_no_slot_behind(doctor: Walstream, ground: TestDatabase) -> None:
     doctor("doctor")
+    assert ground.scalar("select count(*) from pg_replication_slots") == 0
+
+
+def test_doctor_does_not_wait_for_long_transactions(doctor: Walstream, ground: TestDatabase) -> None:
+    with contextlib.closing(ground.connect(autocommit=False)) as blocker, blocker.cursor() as cursor:
+        cursor.execute("create table public.held ()")  # a transaction with an id
+        assert wrong(doctor) == []
+        assert "has to wait for transactions" in doctor("doctor", "--all").out
     assert ground.scalar("select count(*) from pg_replication_slots") == 0
 
 

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 from integration.cli.conftest import Walstream
-from integration.fixtures.daemon import free_port
+from integration.fixtures.daemon import free_port, running_daemon
 from integration.fixtures.postgres import TestDatabase
 from walstream.shell import daemon_health
 
@@ -101,6 +102,20 @@ def test_status_shows_what_the_daemon_says(walstream: Walstream) -> None:
     status = done.value
     assert (status["daemon"], status["version"], status["node"], status["clients"]) == ("ready", "9.9", "n1", 7)
     assert done.err == ""
+
+
+def test_a_running_daemon_holds_its_slot(prepared: TestDatabase, tmp_path: Path) -> None:
+    with running_daemon(prepared.dsn, tmp_path) as daemon:
+        walstream = Walstream(prepared.dsn, daemon.environ)
+        status = walstream.json("status")
+        assert (status["daemon"], status["slot_active"], status["slot"]) == ("ready", True, daemon.slot)
+        refused = walstream("slot", "drop", daemon.slot)
+        assert (refused.code, refused.out) == (1, "")
+        assert "[database_refused: slot_active]" in refused.err
+        findings = {finding["code"]: finding["severity"] for finding in walstream("doctor", "--json").value}
+        assert (findings["slot"], findings["plugin"], findings["schema"]) == ("ok", "ok", "ok")
+        assert daemon.stop() == 0
+        walstream.ok("slot", "drop", daemon.slot)
 
 
 def test_who_is_no_daemon_of_ours_is_no_daemon() -> None:

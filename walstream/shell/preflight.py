@@ -21,7 +21,7 @@ from walstream.shell.rows import only
 from walstream.shell.slots import Slot
 
 OLDEST_VERSION: Final = 140000
-PROBE_SECONDS: Final = 10
+PROBE_SECONDS: Final = 2
 APPLICATION_NAME: Final = "walstream"
 """What the application names of all our connections begin with."""
 
@@ -134,8 +134,8 @@ def read_server(connection: Connection) -> Server:
 def probe_plugin(connection: Connection, plugin: str) -> Probe:
     """Try an output plugin with a temporary slot, which is gone at once.
 
-    ``connection`` is in autocommit. Waits up to ``PROBE_SECONDS`` for running transactions, as PostgreSQL must; a
-    plugin that may not be used is refused before. Never raises for what the server answers.
+    ``connection`` is in autocommit. A plugin that may not be used is refused before anything else; then PostgreSQL
+    waits for running transactions, and we for ``PROBE_SECONDS``. Raises psycopg2.Error for a lost connection.
     """
     name = f"walstream_probe_{connection.info.backend_pid}"
     try:
@@ -149,7 +149,7 @@ def probe_plugin(connection: Connection, plugin: str) -> Probe:
             finally:
                 cursor.execute("select pg_catalog.set_config('statement_timeout', '0', false)")
     except psycopg2.errors.QueryCanceled:
-        return Probe(plugin, "unknown", "a slot waits for transactions that have been running all this while")
+        return Probe(plugin, "usable", "usable; a new slot has to wait for transactions that are running")
     except psycopg2.Error as error:
         if connection.closed:
             raise
@@ -285,7 +285,7 @@ def judge_plugins(server: Server, decoder: str, slot: Slot | None, probes: Seque
         needed = not usable or (slot is not None and slot.plugin == probe.plugin)
         subject = probe.plugin
         if probe.state == "usable":
-            findings.append(Finding("plugin", "ok", subject, "usable"))
+            findings.append(Finding("plugin", "ok", subject, probe.detail or "usable"))
         elif probe.state == "unknown":
             severity: Severity = "unknown" if needed else "ok"
             findings.append(Finding("plugin", severity, subject, f"cannot be tried: {probe.detail}"))
