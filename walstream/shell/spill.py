@@ -5,6 +5,7 @@ The file has no name and goes with its last user; when to spill is decided in ``
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -48,26 +49,33 @@ class FileSpill:
         return _Changes(self)
 
     def read(self) -> Iterator[Change]:
-        """The changes from the beginning; several readers may be under way."""
+        """The changes from the beginning; several readers may be under way. Raises OSError."""
         offset = 0
         buffer = b""
         at = 0
         while True:
+            wanted = _READ_BYTES
             while len(buffer) - at >= _LENGTH.size:
                 (size,) = _LENGTH.unpack_from(buffer, at)
-                if len(buffer) - at - _LENGTH.size < size:
-                    break
                 start = at + _LENGTH.size
+                if len(buffer) - start < size:
+                    wanted = max(wanted, size)  # a large row is read at once, not by growing the buffer in steps
+                    break
                 at = start + size
                 number, operation, new, old, lsn, ordinal = _decode(memoryview(buffer)[start:at])
                 yield Change(self._relations[number], Operation(operation), new, old, lsn, ordinal)
             self._file.seek(offset)
-            more = self._file.read(_READ_BYTES)
+            more = self._file.read(wanted)
             if not more:
                 return
             offset += len(more)
             buffer = buffer[at:] + more
             at = 0
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):  # else there was no place for it
+            with contextlib.suppress(OSError):  # what could not be written is not wanted any more
+                self._file.close()
 
     def __len__(self) -> int:
         return self._count
