@@ -51,7 +51,7 @@ def compare(both: Readers, *, alter: bool) -> list[Change]:
         if not alter:
             assert shown(one) == shown(other)
         elif one.operation is Operation.INSERT:
-            # Only an insert tells wal2json's reader all columns. Other rows may be read with one of a neighbour in time,
+            # Only an insert of wal2json has all columns. Other rows may be read with one of a neighbour in time,
             # which has no value then; keys are not told at all.
             assert one.relation.columns == other.relation.columns
             assert one.new == other.new

@@ -43,6 +43,8 @@ class Workload:
         self._columns = 0
         self.refused: list[str] = []
         self.done = 0
+        with connection.cursor() as cursor:
+            cursor.execute("select setseed(%s)", (1 / (1 + seed),))
         for column in ("plain", "whole", "by_index", "parted"):
             self._toast_outside(column)
         for table in ('Odd "},{"name":" \\ é, Table', "long_key", "keyless", "other"):
