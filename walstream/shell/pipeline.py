@@ -131,6 +131,8 @@ class Pipeline:
         loaded = await self._database.run(self.load)
         if stream.cluster != self._ring.cluster or stream.is_new_slot:
             # Another cluster, or a slot that begins now: what the ring holds has no continuation.
+            if stream.cluster != self._ring.cluster:
+                self._fanout.cluster_changed()
             self._ring.restart(stream.cluster)
         self._fanout.server_started(stream.server_start)
         self._server_start = stream.server_start
@@ -239,7 +241,7 @@ class Pipeline:
                 self._held = change
                 raise
         if admission is not None:
-            admitted = admission.admit(change)
+            admitted = change if admission.is_open and change.new is not None else admission.admit(change)
             if admitted is not None:
                 self._assembler.change(admitted, size)
         elif self._is_control(relation.schema, relation.name):
