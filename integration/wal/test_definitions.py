@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import trio
 
+from integration.fixtures.daemon import token
+from integration.fixtures.ws import phoenix
 from integration.wal.conftest import Node, eventually
 
 
@@ -130,31 +132,31 @@ def test_the_plan_may_be_edited_by_sql(node: Node) -> None:
     node.table("t", captured=False)
     node.table("witness")
 
+    def edit(statement: str) -> None:
+        node.database.execute(statement + " where table_name = 'public.t'")
+
     async def main() -> None:
-        async with node.client("witness", "t") as client:
+        async with phoenix(node.daemon.websocket_url, apikey=token("anon")) as client:
+            await client.subscribe("realtime:all", {"event": "*", "schema": "public", "table": "*"})
+
+            async def seen_until_witness() -> list[int]:
+                node.database.execute("insert into witness values ((select count(*) from witness), '')")
+                changes = await client.changes(1)
+                while changes[-1]["table"] != "witness":
+                    changes += await client.changes(1)
+                return [change["record"]["id"] for change in changes[:-1]]
+
             node.database.execute("insert into t values (1, 'not yet')")
-            node.database.execute("insert into witness values (1, '')")
-            assert (await client.changes(1))[0]["table"] == "witness"
+            assert await seen_until_witness() == []
             node.capture("t")
-            number = 1
-            with trio.fail_after(20):
-                seen: dict[str, Any] = {}
-                while seen.get("table") != "t":
-                    number += 1
-                    node.database.execute("insert into t values (%s, 'captured')", (number,))
-                    with trio.move_on_after(0.5):
-                        seen = (await client.changes(1))[0]
-            await trio.sleep(0.2)
-            await client.drain()
-            node.database.execute(
-                "update realtime.subscriptions set filter = 'v = ''wanted''' where table_name = 'public.t'"
-            )
-            node.database.execute("insert into t values (-1, 'unwanted'), (-2, 'wanted')")
-            assert (await client.changes(1))[0]["record"]["id"] == -2
-            node.database.execute("delete from realtime.subscriptions where table_name = 'public.t'")
-            node.database.execute("insert into t values (-3, 'wanted')")
-            node.database.execute("insert into witness values (2, '')")
-            assert (await client.changes(1))[0]["table"] == "witness"
+            node.database.execute("insert into t values (2, 'captured')")
+            assert await seen_until_witness() == [2]
+            edit("update realtime.subscriptions set filter = $f$v = 'wanted'$f$")
+            node.database.execute("insert into t values (3, 'unwanted'), (4, 'wanted')")
+            assert await seen_until_witness() == [4]
+            edit("delete from realtime.subscriptions")
+            node.database.execute("insert into t values (5, 'wanted')")
+            assert await seen_until_witness() == []
 
     trio.run(main)
 

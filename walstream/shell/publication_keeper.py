@@ -20,6 +20,9 @@ from walstream.telemetry.log import PUBLICATIONS_BEHIND
 WILDCARD_SECONDS: Final = 5.0
 """How long a new table that only a wildcard names may go unnoticed: no plugin tells of CREATE TABLE."""
 
+LOOK_SECONDS: Final = 30.0
+"""The same for a table that is named: dropped and made anew, it is no longer published, and nothing else tells."""
+
 RETRY_SECONDS: Final = 2.0
 
 log = structlog.get_logger()
@@ -43,26 +46,29 @@ class PublicationKeeper:
         self._plan = plan
         self._changed.set()
 
-    async def settle(self, plan: Plan) -> None:
-        """Return when what ``plan`` captures is published. Raises WalstreamError where PostgreSQL cannot be asked."""
+    async def settle(self, plan: Plan, *, anew: bool = False) -> None:
+        """Return when what ``plan`` captures is published; ``anew``: look even if it has not changed.
+
+        Raises WalstreamError where PostgreSQL cannot be asked.
+        """
         if not self.is_needed:
             return
         async with self._altering:
-            if plan.rows != self._published or _has_wildcard(plan):
+            if anew or plan.rows != self._published or _has_wildcard(plan):
                 await self._alter()
                 self._published = plan.rows
 
     async def run(self) -> None:
         """Follow the plan, for ever. Cancelling it leaves the publications as they are."""
         while True:
-            patience = WILDCARD_SECONDS if self._plan is not None and _has_wildcard(self._plan) else float("inf")
+            patience = WILDCARD_SECONDS if self._plan is not None and _has_wildcard(self._plan) else LOOK_SECONDS
             with trio.move_on_after(patience):
                 await self._changed.wait()
             self._changed = trio.Event()
             if self._plan is None:
                 continue
             try:
-                await self.settle(self._plan)
+                await self.settle(self._plan, anew=True)
             except WalstreamError as error:
                 self._say(error.message, error.repair)
                 self._changed.set()
