@@ -116,6 +116,9 @@ class World:
         if self.decoded < len(self.server.wal):
             commit = self.server.wal[self.decoded]
             self.decoded += 1
+            if not commit.rows:
+                self.rig.ring.pass_by(commit.lsn)
+                return
             self.rig.commit = commit.lsn - 10
             sequence, transaction = self.rig.append(commit.rows, commit.xid & 0xFFFFFFFF)
             self.rig.fanout.route(sequence, transaction, spilled=choice % 3 == 0)
