@@ -65,11 +65,12 @@ def test_the_fast_road_takes_nothing_that_the_strict_one_refuses(
     payloads = [row(action, table, new, old) for action, new, old in work]
     reader.read(payloads * 3)
     for payload in payloads:
-        start = payload.index(b'"schema":') + 1  # patterns do not look at the head
+        start = payload.index(b'"schema":')
         at = data.draw(st.integers(start, len(payload)))
         junk = data.draw(st.binary(max_size=2) | st.sampled_from([b'"', b"\\", b"}", b"0", b"null", b"\\u12", b" "]))
         broken = payload[:at] + junk + payload[at + data.draw(st.integers(0, 3)) :]
-        assert outcome(reader.decoder.decode, broken) == outcome(decoder._strict, broken)
+        if broken.find(b'"schema":') in (start, -1):  # patterns do not look at the head
+            assert outcome(reader.decoder.decode, broken) == outcome(decoder._strict, broken)
 
 
 def outcome(decode: object, payload: bytes) -> object:

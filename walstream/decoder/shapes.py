@@ -50,6 +50,7 @@ class Shape:
 
     __slots__ = (
         "_count",
+        "_is_ordered",
         "_listing",
         "_new",
         "_old",
@@ -80,7 +81,8 @@ class Shape:
             convert = from_wal2json(type_info(oid, catalog), catalog)
             if convert is not None:
                 self.converters.append((index, convert))
-        self.is_plain = listing.action == "I" and not identity and self._new == tuple(range(len(relation.columns)))
+        self._is_ordered = self._new == tuple(range(len(columns))) and len(columns) == len(relation.columns)
+        self.is_plain = listing.action == "I" and not identity and self._is_ordered
 
     def learn(self) -> None:
         """Make the pattern. Worth it for a shape that was met twice: some hundred microseconds."""
@@ -101,7 +103,8 @@ class Shape:
         old = arrange([*cells[count:], None], self._old) if self._old is not None else None
         if self._new is None:
             return None, old
-        return restore(arrange([*cells[:count], None], self._new), old), old
+        new = tuple(cells[:count]) if self._is_ordered else arrange([*cells[:count], None], self._new)
+        return restore(new, old), old
 
 
 def _order(listed: Listed, relation: Relation) -> tuple[int, ...]:

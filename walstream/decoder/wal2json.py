@@ -28,6 +28,7 @@ from walstream.model import (
     Record,
     Relation,
     ReplicaIdentity,
+    Row,
 )
 
 SHAPES_PER_TABLE: Final = 256
@@ -149,14 +150,16 @@ class Wal2json:
             or not (payload.isascii() or _is_utf8(payload))
         ):
             return self._strict(payload, data_start)
-        new = old = None
-        if shape.is_plain:
-            cells = list(match.groups())
+        groups: tuple[bytes, ...] = match.groups()
+        new: Row | None = groups
+        old: Row | None = None
+        if not shape.is_plain:
+            new, old = shape.rows(list(groups))
+        elif shape.converters:
+            cells = list(groups)
             for index, convert in shape.converters:
                 cells[index] = convert(cells[index])
             new = tuple(cells)
-        else:
-            new, old = shape.rows(list(match.groups()))
         ordinal = self._ordinal
         self._ordinal = ordinal + 1
         return Change(shape.relation, shape.operation, new, old, data_start, ordinal)
