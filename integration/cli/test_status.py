@@ -15,7 +15,8 @@ from integration.fixtures.postgres import TestDatabase
 from walstream.shell import daemon_health
 
 ROWS = """
-insert into realtime.channels (slug, name) values ('a', 'A'), ('b', 'B');
+insert into realtime.channels (slug, name, type) values ('a', 'A', 'public'), ('b', 'B', 'private');
+insert into realtime.channel_members (channel_id, user_id) select id, 'u1' from realtime.channels;
 insert into realtime.messages (topic, event, payload, sender_id, sent_at) values
     ('a', 'x', '1', 'u1', now()), ('a', 'y', '2', 'u1', now() - interval '2 hours'),
     ('b', 'x', '3', 'u2', now() - interval '30 hours');
@@ -68,6 +69,7 @@ def test_everything_is_counted(walstream: Walstream, prepared: TestDatabase) -> 
             "total_messages": 3, "messages_last_hour": 1, "messages_last_day": 2, "unique_event_types": 2,
             "unique_senders": 2,
         },
+        "channels": {"total_channels": 2, "public": 1, "private": 1, "presence": 0, "members": 2},
         "connections": {"connected": 2, "users": 1, "nodes": 1},
     }  # fmt: skip
     status = walstream.json("status")

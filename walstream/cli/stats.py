@@ -16,7 +16,7 @@ from walstream.shell.terminal import Terminal
 def command(shell: Terminal) -> None:
     """Show statistics: what is stored, who is there, and how much was sent.
 
-    In JSON an object with a block for each of status, subscriptions, presence, broadcast and connections.
+    In JSON an object with a block for each of status, subscriptions, presence, broadcast, channels and connections.
     """
     from walstream.shell import counts
 

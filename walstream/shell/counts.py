@@ -55,13 +55,21 @@ select count(*) as total_messages,
        count(distinct sender_id) as unique_senders
   from {messages}
 """
+_CHANNELS = """
+select count(*) as total_channels,
+       count(*) filter (where type = 'public') as public,
+       count(*) filter (where type = 'private') as private,
+       count(*) filter (where type = 'presence') as presence,
+       (select count(*) from {channel_members}) as members
+  from {channels}
+"""
 _CONNECTIONS = """
 select count(*) filter (where status = 'connected') as connected,
        count(distinct user_id) filter (where status = 'connected') as users,
        (select count(*) from {nodes} where last_seen_at > now() - make_interval(secs => %(seconds)s)) as nodes
   from {connections}
 """
-_TABLES = ("channels", "messages", "presence", "subscriptions", "connections", "nodes")
+_TABLES = ("channels", "channel_members", "messages", "presence", "subscriptions", "connections", "nodes")
 
 
 def overview(connection: Connection, schema: str) -> Counts:
@@ -70,12 +78,13 @@ def overview(connection: Connection, schema: str) -> Counts:
 
 
 def statistics(connection: Connection, schema: str) -> dict[str, Counts]:
-    """Blocks of counts by name: status, subscriptions, presence, broadcast, connections. Raises psycopg2.Error."""
+    """Blocks of counts by name, from status to connections. Raises psycopg2.Error."""
     return {
         "status": overview(connection, schema),
         "subscriptions": _ask(connection, schema, _SUBSCRIPTIONS),
         "presence": _ask(connection, schema, _PRESENCE),
         "broadcast": _ask(connection, schema, _BROADCAST),
+        "channels": _ask(connection, schema, _CHANNELS),
         "connections": _ask(connection, schema, _CONNECTIONS),
     }
 

@@ -126,7 +126,8 @@ def judge_access(connection: Connection, judged: Sequence[Table]) -> Iterator[Fi
         names = ", ".join(allowed) or "none of " + ", ".join(roles.CLIENT_ROLES)
         if table.row_security:
             cause = f"row-level security is enabled: of the clients' roles {names} gets its changes"
-            yield Finding("row_security", "warning", table.pattern, cause, "see docs/reference/commands.md, doctor")
+            repair = f"none if that is meant; else: alter table {table.pattern} disable row level security"
+            yield Finding("row_security", "warning", table.pattern, cause, repair)
         elif not any(role != "service_role" for role in allowed):
             cause = f"clients may not read it: {names} gets its changes"
             schema = quote_identifier(table.schema)
