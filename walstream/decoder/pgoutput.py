@@ -9,8 +9,9 @@ import struct
 from typing import Final
 
 from walstream.decoder.api import MESSAGE_PREFIX, Wanted
+from walstream.decoder.nested import NULL
 from walstream.decoder.relations import Relations, arrange, restore, root_name
-from walstream.decoder.values import NULL, Converter, from_text, type_info
+from walstream.decoder.values import Converter, from_text, type_info
 from walstream.errors import DecodeError
 from walstream.model import (
     Begin,

@@ -12,14 +12,12 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from walstream.decoder.nested import read_array, read_hstore, read_record
+from walstream.decoder.nested import NULL, read_array, read_hstore, read_record
 from walstream.errors import DecodeError
 from walstream.model import Catalog, CatalogMiss, TypeInfo
 
 Converter: TypeAlias = Callable[[bytes], bytes]
 """One value, never NULL, to one JSON value. Raises DecodeError for what no server prints."""
-
-NULL: Final = b"null"
 
 BOOL, BYTEA, INT8, INT2, INT2VECTOR, INT4, OID, OIDVECTOR, JSON = 16, 17, 20, 21, 22, 23, 26, 30, 114
 FLOAT4, FLOAT8, TIMESTAMP, TIMESTAMPTZ, NUMERIC, JSONB = 700, 701, 1114, 1184, 1700, 3802
