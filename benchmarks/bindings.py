@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 from benchmarks import rig
@@ -39,7 +40,7 @@ def _measure(dsn: str, bindings: int, rounds: int) -> float:
     try:
         for first in range(0, bindings, 100):
             raw = rig.connect(daemon.port)
-            items = [
+            items: list[dict[str, object]] = [
                 {"event": "INSERT", "schema": "public", "table": "bench", "filter": f"room=eq.{7 + room}"}
                 for room in range(first, min(first + 100, bindings))
             ]
@@ -60,7 +61,7 @@ def _measure(dsn: str, bindings: int, rounds: int) -> float:
         daemon.stop()
 
 
-def _read(raw: rig.socket.socket) -> None:
+def _read(raw: socket.socket) -> None:
     mark, seen, tail = b'"postgres_changes"', 0, b""
     deadline = time.monotonic() + 60
     while seen < CHANGES and time.monotonic() < deadline:

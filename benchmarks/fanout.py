@@ -19,7 +19,7 @@ RATE = 250
 SECONDS = 8
 BACKLOG = 4000
 ROW = "insert into public.bench (room, title, amount, done) values (7, %s, 1.25, true)"
-TITLE = "a title that brings the frame to the size that Supabase's frames have: " + "x" * 40
+TITLE = "a title that brings the frame to the size of Supabase frames: " + "x" * 40
 
 
 def main(rounds: int = 3) -> None:
@@ -91,26 +91,25 @@ def read_all(sockets: list[socket.socket], expected: int) -> int:
     """Read until every socket has had ``expected`` frames. Returns the bytes of all of them."""
     mark = b'"postgres_changes"'
     selector = selectors.DefaultSelector()
-    state = {raw.fileno(): [0, b""] for raw in sockets}
+    seen = dict.fromkeys(sockets, 0)
+    tails = dict.fromkeys(sockets, b"")
     for raw in sockets:
-        selector.register(raw, selectors.EVENT_READ)
+        selector.register(raw, selectors.EVENT_READ, raw)
     total, left = 0, len(sockets)
     deadline = time.monotonic() + 120
     while left:
         if time.monotonic() > deadline:
             raise RuntimeError(f"{left} sockets still wait for frames")
         for key, _ in selector.select(1):
-            raw = key.fileobj
-            assert isinstance(raw, socket.socket)
+            raw = key.data
             data = raw.recv(1 << 20)
             if not data:
                 raise RuntimeError("a socket was closed by the server")
             total += len(data)
-            entry = state[raw.fileno()]
-            joined = entry[1] + data  # type: ignore[operator]  # entry is [int, bytes]
-            entry[0] += joined.count(mark)  # type: ignore[operator]
-            entry[1] = joined[-(len(mark) - 1) :]
-            if entry[0] >= expected:  # type: ignore[operator]
+            joined = tails[raw] + data
+            seen[raw] += joined.count(mark)
+            tails[raw] = joined[-(len(mark) - 1) :]
+            if seen[raw] >= expected:
                 selector.unregister(raw)
                 left -= 1
     selector.close()

@@ -64,7 +64,8 @@ def _write(dsn: str, count: int) -> dict[int, float]:
         time.sleep(max(0.0, due - time.monotonic()))
         sent = time.monotonic()
         cursor.execute("insert into public.bench (room, title, amount, done) values (7, 'x', 1, true) returning id")
-        committed[cursor.fetchone()[0]] = sent
+        (row,) = cursor.fetchall()
+        committed[row[0]] = sent
     connection.close()
     return committed
 

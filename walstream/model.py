@@ -30,6 +30,9 @@ class Operation(enum.Enum):
     DELETE = "DELETE"
     TRUNCATE = "TRUNCATE"
 
+    # Members are looked up for every change; Enum's own hash is a Python function.
+    __hash__ = object.__hash__
+
 
 class ReplicaIdentity(enum.Enum):
     """What the WAL holds of an old row (PostgreSQL 17, ALTER TABLE … REPLICA IDENTITY)."""

@@ -168,7 +168,7 @@ def test_an_oversized_update_never_shows_an_old_value_as_the_new_one() -> None:
 
 
 def feed(change: Change, *, last: bool = False, size: int = 1 << 20) -> object:
-    moment = Moment.of(AT, 731)
+    moment = Moment(AT, 731)
     return json.loads(render_feed(change, moment=moment, position=b"p", last=last, max_record_bytes=size))
 
 

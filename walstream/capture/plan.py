@@ -88,7 +88,8 @@ def subscription_row(
 class Admission:
     """What a row of the plan lets through of one relation's changes. Keep one per relation object: it is costly.
 
-    ``relation``: what admitted changes have as theirs, with fewer columns where the row names some.
+    ``relation``: what admitted changes have as theirs, with fewer columns where the row names some. ``is_open``: every
+    INSERT, UPDATE and DELETE is admitted as it is, so that there is no need to ask.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Admission:
             if len(kept) < len(relation.columns):
                 self._kept = kept
                 self.relation = _cut(relation, kept)
+        self.is_open = self._kept is None and check is None and events >= ROW_EVENTS
 
     def admit(self, change: Change) -> Change | None:
         """The change as captured, None if it is not. The filter sees the new row, of a DELETE the old one."""

@@ -34,8 +34,15 @@ _Pick = Callable[[Row], Row]
 
 def commit_timestamp(microseconds: int) -> bytes:
     """``2026-03-01T12:00:00.123Z`` from microseconds since the Unix epoch."""
-    moment = _EPOCH + timedelta(microseconds=min(max(microseconds, 0), _LATEST))
-    return moment.isoformat(timespec="milliseconds").encode("ascii")[:-6] + b"Z"
+    seconds, rest = divmod(min(max(microseconds, 0), _LATEST), 1_000_000)
+    return b"%b.%03dZ" % (_second(seconds), rest // 1000)
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> bytes:
+    """Date and time up to the second, which transactions share by the thousand."""
+    moment = _EPOCH + timedelta(seconds=seconds)
+    return moment.isoformat(timespec="seconds").encode("ascii")[:-6]
 
 
 def unix_seconds(microseconds: int) -> bytes:
@@ -44,30 +51,47 @@ def unix_seconds(microseconds: int) -> bytes:
     return b"%d.%06d" % (seconds, rest)
 
 
-class Moment(msgspec.Struct, frozen=True):
-    """What all changes of one transaction share, encoded once. The ``feed_…`` parts are the table feed's."""
+class Moment:
+    """What all changes of one transaction share. ``commit_at``: microseconds since the Unix epoch.
 
-    commit_timestamp: bytes
-    feed_head: bytes
-    feed_middle: bytes
-    feed_tail: bytes
+    ``feed``: the table feed's part of it, encoded when first asked for.
+    """
 
-    @classmethod
-    def of(cls, commit_at: int, xid: int) -> Moment:
-        """``commit_at``: microseconds since the Unix epoch."""
-        text = commit_timestamp(commit_at)
-        return cls(
-            text,
-            b'{"timestamp":%b,' % unix_seconds(commit_at),
-            b'"commit_timestamp":"%b","position":"' % text,
-            b'","xid":%d' % xid,
-        )
+    __slots__ = ("_commit_at", "_feed", "_xid", "commit_timestamp")
+
+    def __init__(self, commit_at: int, xid: int) -> None:
+        self.commit_timestamp = commit_timestamp(commit_at)
+        self._commit_at = commit_at
+        self._xid = xid
+        self._feed: tuple[bytes, bytes, bytes] | None = None
+
+    @property
+    def feed(self) -> tuple[bytes, bytes, bytes]:
+        """What stands before the names, before the position and after it."""
+        if self._feed is None:
+            self._feed = (
+                b'{"timestamp":%b,' % unix_seconds(self._commit_at),
+                b'"commit_timestamp":"%b","position":"' % self.commit_timestamp,
+                b'","xid":%d' % self._xid,
+            )
+        return self._feed
 
 
 class Renderer:
     """Encodes the changes of one relation, restricted to ``select`` and the primary key where given."""
 
-    __slots__ = ("_bare", "_feed_names", "_has_key", "_heads", "_interleaved", "_key", "_keys", "_pick", "_relation")
+    __slots__ = (
+        "_bare",
+        "_feed_names",
+        "_has_key",
+        "_heads",
+        "_interleaved",
+        "_key",
+        "_keys",
+        "_pick",
+        "_picks_all",
+        "_relation",
+    )
 
     def __init__(self, relation: Relation, select: Sequence[str] | None = None) -> None:
         wanted = None if select is None else {*select, *relation.primary_key}
@@ -78,6 +102,7 @@ class Renderer:
         self._has_key = bool(relation.primary_key)
         self._key = [(_encode(column.name) + b":", i) for i, column in key]
         self._pick = _picker(indexes, len(relation.columns))
+        self._picks_all = len(indexes) == len(relation.columns)
         self._keys = tuple(_encode(column.name) + b":" for column in columns)
         self._interleaved = [b""] * (2 * len(columns))
         self._interleaved[::2] = [b"," + key if at else key for at, key in enumerate(self._keys)]
@@ -104,6 +129,39 @@ class Renderer:
         rows = _join(b'"record":{', new, b'"old_record":{', old)
         return b"".join((*start, rows, b'"errors":%b,"position":"' % TOO_LARGE, *end))
 
+    def inserts(
+        self,
+        changes: Sequence[Change],
+        commit_timestamp: bytes,
+        position_head: bytes,
+        around: tuple[bytes, bytes],
+        size_max: int = RECORD_BYTES_MAX,
+    ) -> list[bytes] | None:
+        """What ``data`` says of each of these INSERTs of one transaction, its last one included, between ``around``.
+
+        For runs of rows: one text with gaps is filled for each. None where that is not possible, because of a row that
+        is too large or has gaps itself.
+        """
+        if not self._has_key or not changes:
+            return None
+        cells = b",".join([_percent(key) + b"%b" for key in self._keys])
+        start = (around[0], self._bare, commit_timestamp, self._heads[Operation.INSERT], b'"record":{')
+        end = (b'},"errors":null,"position":"', position_head)
+        text = b"%b%b%b%%d" % (_percent(b"".join(start)), cells, _percent(b"".join(end)))
+        plain = text + _percent(b'"}' + around[1])
+        pick = self._pick
+        try:
+            if self._picks_all:
+                rows = [plain % (*change.new, change.ordinal) for change in changes]  # type: ignore[misc]  # of INSERTs
+            else:
+                rows = [plain % (*pick(change.new), change.ordinal) for change in changes]  # type: ignore[arg-type]
+        except TypeError:
+            return None
+        newest = changes[-1]
+        final = text + _percent(b'","last":true}' + around[1])
+        rows[-1] = final % (*pick(newest.new), newest.ordinal)  # type: ignore[arg-type]  # of an INSERT
+        return None if max(map(len, rows)) > size_max else rows
+
     def error(self, operation: Operation, errors: bytes, commit_timestamp: bytes, position: bytes, last: bool) -> bytes:
         """The ``data`` object that names an error and shows no values. ``errors``: JSON text of a list."""
         record = b'"record":{},' if operation in (Operation.INSERT, Operation.UPDATE) else b""
@@ -125,6 +183,7 @@ class Renderer:
         self, change: Change, moment: Moment, position: bytes, last: bool, size_max: int = RECORD_BYTES_MAX
     ) -> bytes:
         """The message of the table feed; it always names both rows. ``size_max``: bytes, as in ``data``."""
+        head, middle, tail = moment.feed
         rows = _both(*self._rows(change))
         errors = b""
         if len(rows) > size_max:
@@ -132,12 +191,12 @@ class Renderer:
             errors = b',"errors":' + TOO_LARGE
         return b"".join(
             (
-                moment.feed_head,
+                head,
                 self._feed_names[change.operation],
                 rows,
-                moment.feed_middle,
+                middle,
                 position,
-                moment.feed_tail,
+                tail,
                 errors,
                 b',"last":true}' if last else b"}",
             )
@@ -233,6 +292,11 @@ def render_feed(
 ) -> bytes:
     """The table feed's message for one change: the form of the documented SDK and of ``walstream listen``."""
     return renderer(change.relation, select).feed(change, moment, position, last, max_record_bytes)
+
+
+def _percent(text: bytes) -> bytes:
+    """Text for a format: what it says is itself."""
+    return text.replace(b"%", b"%%")
 
 
 def _word(operation: Operation) -> bytes:

@@ -31,7 +31,7 @@ class TransactionText(msgspec.Struct, frozen=True):
     def of(cls, transaction: Transaction, cluster: str, max_record_bytes: int = RECORD_BYTES_MAX) -> TransactionText:
         """``cluster``: the database cluster's name inside positions."""
         head = f"{cluster}.{transaction.xid:x}.{transaction.commit_lsn:x}.".encode("ascii")
-        return cls(Moment.of(transaction.commit_at, transaction.xid), head, max_record_bytes)
+        return cls(Moment(transaction.commit_at, transaction.xid), head, max_record_bytes)
 
     def position(self, change: Change) -> bytes:
         """The change's position, which is its identity on the wire."""
@@ -45,6 +45,9 @@ class Shape(enum.Enum):
     LEGACY = "legacy"  # event INSERT and so on, payload the data object
     FEED = "feed"  # event INSERT and so on, payload the table feed's message
 
+    # Looked up for every change; Enum's own hash is a Python function.
+    __hash__ = object.__hash__
+
     def prefix(self, vsn: str, topic: str, operation: Operation, ids: Sequence[int]) -> bytes:
         """What stands before the rendered change."""
         if self is Shape.CHANGES:
@@ -56,6 +59,24 @@ class Shape(enum.Enum):
         """What stands after the rendered change."""
         tail = frame_parts(vsn, "", "")[1]
         return b"}" + tail if self is Shape.CHANGES else tail
+
+    def render_inserts(
+        self,
+        changes: Sequence[Change],
+        text: TransactionText,
+        columns: tuple[str, ...] | None,
+        around: tuple[bytes, bytes],
+    ) -> list[bytes] | None:
+        """INSERTs of one relation that are all of their transaction, each between ``around``, the last one marked.
+
+        None where they have to be rendered one by one.
+        """
+        if self is Shape.FEED:
+            return None
+        encoder = renderer(changes[0].relation, columns)
+        return encoder.inserts(
+            changes, text.moment.commit_timestamp, text.position_head, around, text.max_record_bytes
+        )  # fmt: skip
 
     def render(self, change: Change, text: TransactionText, columns: tuple[str, ...] | None, *, last: bool) -> bytes:
         """The change itself. ``columns``: selected ones, None for all; ``last``: the last of its transaction."""

@@ -119,6 +119,11 @@ class Router:
         operation = change.operation
         return view.lanes[operation].match(change.old if operation is Operation.DELETE else change.new)
 
+    def everyone(self, relation: Relation, operation: Operation) -> Sequence[Binding] | None:
+        """What ``match`` says of every such change of a table; None if that depends on the row."""
+        lane = (self._views.get(relation) or self._view(relation)).lanes[operation]
+        return None if lane.looks_at_rows else lane.everyone
+
     def drain_faults(self) -> dict[tuple[int, str, str], str]:
         """The faults since the last call."""
         faults, self.faults = self.faults, {}

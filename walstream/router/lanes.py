@@ -95,11 +95,21 @@ class Lane:
         if values and not self._columns[position].buckets:
             del self._columns[position]
 
+    @property
+    def everyone(self) -> Sequence[Binding]:
+        """Bindings that every row matches; the same object until they change."""
+        if self._everyone is None:
+            self._everyone = tuple(self._plain.values())
+        return self._everyone
+
+    @property
+    def looks_at_rows(self) -> bool:
+        """Whether there are bindings that only some rows match."""
+        return bool(self._columns or self._scanned)
+
     def match(self, row: Row | None) -> Sequence[Binding]:
         """Bindings that want the row. None: one of which the WAL says nothing, or a TRUNCATE."""
-        everyone = self._everyone
-        if everyone is None:
-            everyone = self._everyone = tuple(self._plain.values())
+        everyone = self.everyone if self._everyone is None else self._everyone
         if row is None or not (self._columns or self._scanned):
             return everyone
         found = list(everyone)

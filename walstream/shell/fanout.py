@@ -15,7 +15,7 @@ import trio
 
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live, settled
-from walstream.model import Change, Relation, Snapshot, Transaction
+from walstream.model import Change, Operation, Relation, Snapshot, Transaction
 from walstream.protocol.changes import RECORD_BYTES_MAX
 from walstream.protocol.shapes import Shape, TransactionText
 from walstream.protocol.websocket import frame_header
@@ -25,6 +25,9 @@ from walstream.shell.outbox import Outbox, broadcast
 
 SLICE_CHANGES = 500
 """Changes of a large transaction that are routed before other tasks get a turn: a few milliseconds of work."""
+
+RUN_CHANGES_MIN = 2
+RUN_AUDIENCES_MAX = 4
 
 SLICE_SOCKETS = 512
 """Sockets that are written to before other tasks get a turn."""
@@ -297,11 +300,53 @@ class Fanout:
             return
         self._begin(transaction)
         text = self._text(transaction)
+        if self._route_run(transaction.changes, text):
+            return
         touched: dict[Audience, None] = {}
         for change in transaction.changes:
             self._deliver(change, text, self._by_binding, touched)
         for audience in touched:
             self._finish(audience, last=True)
+
+    def _route_run(self, changes: Sequence[Change], text: TransactionText) -> bool:
+        """Route a transaction of nothing but INSERTs into one table of which everybody gets all: the usual bulk.
+
+        Says the same as ``_deliver`` for each, in a fraction of the time. Returns False, with nothing done, where the
+        transaction is not like that or the rows are wanted by many audiences, which share what ``_deliver`` renders.
+        """
+        first = changes[0]
+        relation, insert = first.relation, Operation.INSERT
+        if len(changes) < RUN_CHANGES_MIN or first.operation is not insert:
+            return False
+        matched = self._router.everyone(relation, insert)
+        if not matched or any(c.relation is not relation or c.operation is not insert for c in changes):
+            return False
+        wanted: dict[Audience, list[Binding]] = {}
+        for binding in matched:
+            for audience in self._by_binding.get(binding.id, ()):
+                wanted.setdefault(audience, []).append(binding)
+        runs = []
+        for audience, bindings in wanted.items():
+            key = audience.key
+            if audience.shared or audience.joining or len(wanted) > RUN_AUDIENCES_MAX:
+                return False
+            columns = bindings[0].select
+            if any(binding.select != columns for binding in bindings):
+                return False
+            if self._access.allowed(key.role, relation):
+                prefix = audience.prefix(first, tuple([binding.id for binding in bindings]))
+                payloads = key.shape.render_inserts(changes, text, columns, (prefix, audience.suffix))
+                if payloads is None:
+                    return False
+                runs.append((audience, payloads))
+        for audience, payloads in runs:
+            pending = audience.pending
+            for payload in payloads:
+                pending += (frame_header(len(payload)), payload)
+            self._dirty[audience] = None
+            self.frames_out += len(payloads) * len(audience.solo)
+        self.changes_out += len(changes)
+        return True
 
     async def run(self) -> None:
         """Route what ``route`` queued, a slice at a time, for ever.
