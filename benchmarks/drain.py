@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 from benchmarks import rig
 from walstream.decoder import make
@@ -64,7 +65,7 @@ def _peer(server: Cluster, dsn: str, slot: str, options: dict[str, str]) -> floa
         [server.binaries.bin_dir / "psql", "-Atc", "select pg_current_wal_flush_lsn()", dsn],
         check=True, capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip
-    command = [
+    command: list[str | Path] = [
         server.binaries.bin_dir / "pg_recvlogical",
         *("-d", dsn, "--slot", slot, "--start", "-f", "/dev/null", "--endpos", end, "--no-loop"),
     ]

@@ -47,8 +47,11 @@ def main() -> None:
     for share, mark in ((0.5, 2), (0.99, 5)):
         here, bare = (rig.percentile(values, share) for values in delays)
         rows.append(
-            (f"p{share * 100:.0f}", f"{here * 1e3:.2f} ms, bare reader {bare * 1e3:.2f} ms, ratio {here / bare:.2f} (mark: {mark})")
-        )  # fmt: skip
+            (
+                f"p{share * 100:.0f}",
+                f"{here * 1e3:.2f} ms, bare reader {bare * 1e3:.2f} ms, ratio {here / bare:.2f} (mark: {mark})",
+            )
+        )
     rig.report(f"commit to client, {RATE} changes/s for {SECONDS} s", rows)
 
 

@@ -35,8 +35,7 @@ def measure(name: str, clients: int, rate: int, seconds: int, size: int) -> floa
     sockets = []
     try:
         process.stdout.readline()
-        for _ in range(clients):
-            sockets.append(rig.connect(port, "/"))
+        sockets += [rig.connect(port, "/") for _ in range(clients)]
         usage = psutil.Process(process.pid)
         before = sum(usage.cpu_times()[:2])
         read_all(sockets, count)

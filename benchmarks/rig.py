@@ -73,7 +73,7 @@ class Daemon:
             "WALSTREAM_LOG_FORMAT": "json",
             **{f"WALSTREAM_{key.upper()}": value for key, value in settings.items()},
         }
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         self.process = subprocess.Popen(
             [sys.executable, "-m", "walstream", "serve"], env=environment, stdout=self.log, stderr=self.log
         )

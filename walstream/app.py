@@ -20,6 +20,7 @@ import gc
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 import structlog
@@ -46,7 +47,7 @@ from walstream.shell.joins import Joins
 from walstream.shell.key_sets import load_key_set
 from walstream.shell.limits import EdgeLimits, raise_open_files
 from walstream.shell.pipeline import Pipeline, PipelineSettings
-from walstream.shell.postgres import Database
+from walstream.shell.postgres import Database, connect
 from walstream.shell.publication_keeper import PublicationKeeper
 from walstream.shell.slot_watch import Look, SlotWatch
 from walstream.shell.wal_reader import Reading, WalReader
@@ -107,10 +108,9 @@ class Daemon:
             started=self._stream_started,
         )
         self.watch = SlotWatch(
-            config.database_url,
+            partial(connect, config.database_url, application_name=f"{APPLICATION_NAME} (watch)"),
             config.slot,
             self.health,
-            application_name=reading.application_name,
             wal_bytes=config.history_wal_bytes,
             on_server_leaving=lambda error: self.reader.leave(str(error)),
             on_look=self._slot_seen,
@@ -124,6 +124,7 @@ class Daemon:
             fanout=self.fanout,
             access=access,
             plans=self.pipeline,
+            reader=lambda: self.health.reader,
         )
         self.expiries = Expiries()
         connections = Connections(self.joins, self.expiries, self.metrics)

@@ -102,7 +102,9 @@ def parse_seconds(key: str, value: object) -> float:
         return float(value)
     match = _SECONDS.fullmatch(str(value).strip()) if isinstance(value, str) else None
     if match is None:
-        raise ConfigError(f"{key}: not a duration: {value!r}", repair="write seconds, or a number with ms, s, min, h or d")
+        raise ConfigError(
+            f"{key}: not a duration: {value!r}", repair="write seconds, or a number with ms, s, min, h or d"
+        )
     return float(match[1]) * _SECOND_UNITS[match[2]]
 
 
@@ -184,7 +186,20 @@ def _check(config: Config) -> None:
     if not re.fullmatch(r"[a-z0-9_]{1,63}", config.slot):
         raise ConfigError(f"slot: {config.slot!r}", repair="1 to 63 of a-z, 0-9 and _ (PostgreSQL's rule)")
     if config.max_record_bytes > config.outbox_bytes:
-        raise ConfigError("max_record_bytes: a row of this size never fits into outbox_bytes", repair="raise outbox_bytes")
+        raise ConfigError(
+            "max_record_bytes: a row of this size never fits into outbox_bytes", repair="raise outbox_bytes"
+        )
+    _check_numbers(config)
+    if config.ping_seconds >= config.idle_seconds:
+        raise ConfigError(
+            "ping_seconds: must be less than idle_seconds, or a quiet client is closed before it is asked"
+        )
+    for pair in filter(None, config.api_keys.split(",")):
+        if "=" not in pair or not pair.partition("=")[2].strip():
+            raise ConfigError("api_keys: an entry is not key=role")
+
+
+def _check_numbers(config: Config) -> None:
     for key in ("max_connections", "max_channels_per_connection"):
         if getattr(config, key) < 1:
             raise ConfigError(f"{key}: must be at least 1")
@@ -194,11 +209,6 @@ def _check(config: Config) -> None:
     for key in ("heartbeat_seconds", "ping_seconds", "idle_seconds", "head_seconds", "drain_seconds"):
         if getattr(config, key) <= 0:
             raise ConfigError(f"{key}: must be more than 0")
-    if config.ping_seconds >= config.idle_seconds:
-        raise ConfigError("ping_seconds: must be less than idle_seconds, or a quiet client is closed before it is asked")
-    for pair in filter(None, config.api_keys.split(",")):
-        if "=" not in pair or not pair.partition("=")[2].strip():
-            raise ConfigError("api_keys: an entry is not key=role")
 
 
 def redacted(config: Config) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -102,10 +103,9 @@ def watching(database: TestDatabase, slot: str, act: Callable[[], None]) -> list
             done.set()
 
         watch = SlotWatch(
-            database.dsn,
+            functools.partial(connect, database.dsn, application_name=APPLICATION),
             slot,
             Health(version="0", node="n"),
-            application_name=APPLICATION,
             wal_bytes=1,
             on_server_leaving=leave,
             seconds=3600.0,

@@ -134,15 +134,13 @@ class Scene:
         self.left: list[WalstreamError] = []
         self.leaving = trio.Event()
         self.watch = SlotWatch(
-            "",
+            server.open,
             "walstream",
             self.health,
-            application_name="walstream/n",
             wal_bytes=WINDOW,
             on_server_leaving=self._leave,
             metrics=self.metrics,
             seconds=seconds,
-            open_connection=server.open,
         )
 
     def _leave(self, error: WalstreamError) -> None:

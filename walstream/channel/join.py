@@ -1,4 +1,4 @@
-"""What a join asks for, read with all the tolerance that clients rely on: what can be cast is cast, the rest is default.
+"""What a join asks for, read with the tolerance that clients rely on: what can be cast is cast, the rest is default.
 
 Whether the join may go ahead is decided in ``session``; whether its tables and filters exist, by the shell.
 """
@@ -43,8 +43,8 @@ _Members: TypeAlias = dict[str, bytes]
 class ChangeItem(msgspec.Struct, frozen=True):
     """One ``postgres_changes`` item. ``raw``: as the client wrote it, for the echo.
 
-    ``event``: INSERT, UPDATE, DELETE or ``*``; ``schema`` and ``table``: names or ``*``, None where ``problem`` says why.
-    ``filter`` is not parsed yet. ``problem``: text for the client when the item cannot mean anything, else "".
+    ``event``: INSERT, UPDATE, DELETE or ``*``; ``schema`` and ``table``: names or ``*``, None where ``problem`` says
+    why. ``filter`` is not parsed yet. ``problem``: text for the client when the item cannot mean anything, else "".
     """
 
     raw: bytes
@@ -71,7 +71,10 @@ class Replay(msgspec.Struct, frozen=True):
 
 
 class BroadcastConfig(msgspec.Struct, frozen=True):
-    """How a channel's broadcasts go. ``own``: the client's ``self``. ``replay_problem``: why its replay means nothing."""
+    """How a channel's broadcasts go. ``own``: the client's ``self``.
+
+    ``replay_problem``: why its replay means nothing.
+    """
 
     ack: bool = False
     own: bool = False

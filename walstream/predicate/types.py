@@ -89,7 +89,7 @@ def _frozen(value: object) -> Hashable:
         return tuple([_frozen(item) for item in value])
     if isinstance(value, bool):
         return ("bool", value)
-    assert isinstance(value, str | int | Decimal) or value is None  # noqa: S101 - JSON has no more
+    assert isinstance(value, str | int | Decimal) or value is None
     return value
 
 

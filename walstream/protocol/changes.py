@@ -154,7 +154,7 @@ class Renderer:
             if self._picks_all:
                 rows = [plain % (*change.new, change.ordinal) for change in changes]  # type: ignore[misc]  # of INSERTs
             else:
-                rows = [plain % (*pick(change.new), change.ordinal) for change in changes]  # type: ignore[arg-type]
+                rows = [plain % (*pick(change.new), change.ordinal) for change in changes]  # type: ignore[arg-type]  # of INSERTs
         except TypeError:
             return None
         newest = changes[-1]

@@ -6,7 +6,7 @@ What they are used for is told in ``walstream.model``.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from walstream.model import Column, RelationInfo, ReplicaIdentity, TypeInfo
 
@@ -135,7 +135,7 @@ def load_relations(
     with connection.cursor() as cursor:
         cursor.execute(_RELATIONS, name_arrays(names))
         for row in cursor.fetchall():
-            info = _relation_info(*row)
+            info = _relation_info(_Row(*row))
             facts[info.schema, info.name] = info
     return facts
 
@@ -158,37 +158,41 @@ def is_name(text: str) -> bool:
         return False
 
 
-def _relation_info(
-    oid: int,
-    schema: str,
-    name: str,
-    identity: str,
-    root: list[str],
-    row_security: bool,
-    primary_key: list[str],
-    identity_columns: list[str],
-    names: list[str],
-    type_oids: list[int],
-    type_names: list[str],
-    ordered: list[str],
-    ascii_case: list[str],
-    fuzzy: list[str],
-) -> RelationInfo:
-    replica_identity = ReplicaIdentity(identity)
+class _Row(NamedTuple):
+    """One row of the question about relations, in its order."""
+
+    oid: int
+    schema: str
+    name: str
+    identity: str
+    root: list[str]
+    row_security: bool
+    primary_key: list[str]
+    identity_columns: list[str]
+    names: list[str]
+    type_oids: list[int]
+    type_names: list[str]
+    ordered: list[str]
+    ascii_case: list[str]
+    fuzzy: list[str]
+
+
+def _relation_info(row: _Row) -> RelationInfo:
+    replica_identity = ReplicaIdentity(row.identity)
     return RelationInfo(
-        oid=oid,
-        schema=schema,
-        name=name,
-        primary_key=tuple(primary_key),
+        oid=row.oid,
+        schema=row.schema,
+        name=row.name,
+        primary_key=tuple(row.primary_key),
         replica_identity=replica_identity,
-        identity_columns=tuple(names if replica_identity is ReplicaIdentity.FULL else identity_columns),
-        root=(root[0], root[1]),
-        column_order=tuple(names),
-        columns=tuple(map(Column, names, type_oids, type_names)),
-        row_security=row_security,
-        ordered_text=frozenset(ordered),
-        ascii_case=frozenset(ascii_case),
-        fuzzy_text=frozenset(fuzzy),
+        identity_columns=tuple(row.names if replica_identity is ReplicaIdentity.FULL else row.identity_columns),
+        root=(row.root[0], row.root[1]),
+        column_order=tuple(row.names),
+        columns=tuple(map(Column, row.names, row.type_oids, row.type_names)),
+        row_security=row.row_security,
+        ordered_text=frozenset(row.ordered),
+        ascii_case=frozenset(row.ascii_case),
+        fuzzy_text=frozenset(row.fuzzy),
     )
 
 

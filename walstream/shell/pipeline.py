@@ -100,7 +100,6 @@ class Pipeline:
         database: Database,
         keeper: PublicationKeeper,
         returned: Callable[[bytes], object],
-        clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self.plan = Plan(own_schema=settings.schema)
         self.changes_in = 0
@@ -112,7 +111,6 @@ class Pipeline:
         self._database = database
         self._keeper = keeper
         self._returned = returned
-        self._clock = clock
         self._assembler = Assembler(spill_bytes=max(1, ring.bytes_max // 4), new_spill=FileSpill)
         self._admissions: dict[Relation, Admission | None] = {}
         self._literals: dict[Literal, bytes | str] = {}
@@ -190,7 +188,7 @@ class Pipeline:
         return self._ring.confirmable
 
     def _evict(self) -> None:
-        now = self._clock()
+        now = trio.current_time()
         if now >= self._evict_at:
             self._evict_at = now + EVICT_SECONDS
             self._ring.evict(now, self._restart_lsn, self._wal_end)
@@ -279,7 +277,7 @@ class Pipeline:
             ring.pass_by(transaction.commit_lsn)
             return
         self.changes_in += len(transaction.changes)
-        sequence = ring.append(transaction, self._clock())
+        sequence = ring.append(transaction, trio.current_time())
         self._fanout.route(sequence, transaction, spilled=spilled)
 
     # -- the plan

@@ -19,7 +19,7 @@ import trio
 from walstream.errors import DatabaseUnreachable, WalstreamError
 from walstream.lsn import Lsn
 from walstream.shell.health import Health, SlotFacts
-from walstream.shell.postgres import PgConnection, connect, translate
+from walstream.shell.postgres import PgConnection, translate
 from walstream.shell.supervise import next_delay
 from walstream.telemetry.log import SLOT_FELL_BEHIND, SLOT_LOST, STREAM_HELD_COMMITS
 from walstream.telemetry.metrics import Metrics
@@ -127,24 +127,22 @@ def look(connection: PgConnection, slot: str) -> Look | None:
 class SlotWatch:
     """Looks at the slot every ``seconds`` and remembers the newest answer.
 
-    ``application_name``: of the watch's own connection. ``wal_bytes``: what is configured for the history.
+    ``open_connection`` blocks; the connection is the watch's own. ``wal_bytes``: what is configured for the history.
     ``on_server_leaving`` is called, once per connection, when the server ended ours; it must not block. ``on_look`` is
     called after every answer.
     """
 
     def __init__(
         self,
-        dsn: str,
+        open_connection: Callable[[], PgConnection],
         slot: str,
         health: Health,
         *,
-        application_name: str,
         wal_bytes: int,
         on_server_leaving: Callable[[WalstreamError], None],
         on_look: Callable[[Look | None], None] | None = None,
         metrics: Metrics | None = None,
         seconds: float = LOOK_SECONDS,
-        open_connection: Callable[[], PgConnection] | None = None,
     ) -> None:
         self._slot = slot
         self._health = health
@@ -153,7 +151,7 @@ class SlotWatch:
         self._on_look = on_look
         self._metrics = metrics
         self._seconds = seconds
-        self._open = open_connection or functools.partial(connect, dsn, application_name=application_name)
+        self._open = open_connection
         self._pause = trio.CancelScope()
         self._hurry = False
         self._next = trio.Event()
