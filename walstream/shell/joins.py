@@ -6,7 +6,7 @@ changes are live is explained in docs/discussion/live-from.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -15,8 +15,9 @@ import trio
 
 from walstream.auth.tokens import Claims
 from walstream.capture.plan import Plan
-from walstream.channel.effects import SUBSCRIBED, Accepted, JoinRequest
-from walstream.errors import WalstreamError
+from walstream.channel.effects import SUBSCRIBED, Accepted, JoinRequest, Refused
+from walstream.channel.session import RESTARTING
+from walstream.errors import EnvironmentFailure, WalstreamError
 from walstream.history.ring import Ring
 from walstream.model import Catalog, CatalogMiss, Relation, RelationInfo, Snapshot, TypeInfo
 from walstream.protocol.shapes import Shape
@@ -26,6 +27,7 @@ from walstream.shell.access import REFRESH_SECONDS, Rights, RoleFacts, TableAcce
 from walstream.shell.catalog import load_relations, load_types
 from walstream.shell.connection import JoinOwner
 from walstream.shell.fanout import AudienceKey, Fanout, Member
+from walstream.shell.health import ReaderState
 from walstream.shell.join_check import Facts, ItemProblem, Table, Wish
 from walstream.shell.join_facts import cast_literals, tables_of
 from walstream.shell.plan_source import LoadedPlan
@@ -41,7 +43,14 @@ BATCH_MAX: Final = 500
 ANSWER_SECONDS: Final = 2.0
 """How long a reply waits for the database before it goes out without: clients give up after ten."""
 
+PATIENCE_SECONDS: Final = 6.0
+"""How long the database may take where no reply waits: a slow one has to get done some time. Joins that come meanwhile
+wait for it, too.
+"""
+
 RETRY_SECONDS: Final = 1.0
+
+STREAM_LOOK_SECONDS: Final = 0.05
 
 MISSES_MAX: Final = 5
 
@@ -69,7 +78,7 @@ class Plans(Protocol):
 class _Asked:
     """A join that is waiting, or, once its reply had to go out without the database, waiting for that."""
 
-    __slots__ = ("claims", "owner", "promised", "request", "wishes")
+    __slots__ = ("claims", "owner", "promised", "request", "tried", "wishes")
 
     def __init__(self, owner: JoinOwner, request: JoinRequest, wishes: list[Wish]) -> None:
         self.owner = owner
@@ -77,6 +86,7 @@ class _Asked:
         self.claims = request.claims
         self.wishes = wishes
         self.promised: tuple[int, ...] = ()  # ids that the reply has named already
+        self.tried = False
 
     @property
     def key(self) -> _Key:
@@ -85,6 +95,11 @@ class _Asked:
     @property
     def role(self) -> str:
         return self.claims.role
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether a reply is due soon."""
+        return not self.promised and not (self.tried and self.request.wait_seconds is not None)
 
 
 class _Joined(NamedTuple):
@@ -113,7 +128,11 @@ class _Loaded(NamedTuple):
 
 
 class Joins:
-    """Answers ``ask`` from ``run``. All but the trips to the database is synchronous, under trio's one thread."""
+    """Answers ``ask`` from ``run``. All but the trips to the database is synchronous, under trio's one thread.
+
+    ``reader``: what the WAL reader does. Only while it streams is it sure that there is a slot, and that what is
+    committed from now on will come out of it.
+    """
 
     def __init__(
         self,
@@ -125,6 +144,7 @@ class Joins:
         fanout: Fanout,
         access: TableAccess,
         plans: Plans,
+        reader: Callable[[], ReaderState] = lambda: "streaming",
     ) -> None:
         self._database = database
         self._catalog = catalog
@@ -133,10 +153,13 @@ class Joins:
         self._fanout = fanout
         self._access = access
         self._plans = plans
+        self._reader = reader
         self._asked: dict[_Key, _Asked] = {}
         self._unanswered: dict[_Key, _Asked] = {}  # their reply went out without the database
         self._moving: dict[_Key, Claims] = {}  # joined ones with a new role
         self._joined: dict[_Key, _Joined] = {}
+        self._lost: dict[_Key, _Asked] = {}  # joined ones whose new role may not; another token may make it good
+        self._judging = trio.Lock()  # rights that were asked for earlier must not come after newer ones
         self._wake = trio.Event()
 
     def __len__(self) -> int:
@@ -149,6 +172,9 @@ class Joins:
         """Answer a join, at once if the database has no say in it."""
         if not request.items:
             owner.join_ready(request.serial, Accepted())
+            return
+        if self._reader() == "standby":
+            owner.join_ready(request.serial, Refused(RESTARTING))
             return
         try:
             wishes = join_check.read(request.items)
@@ -163,9 +189,10 @@ class Joins:
         key = (owner, serial)
         self._asked.pop(key, None)
         self._moving.pop(key, None)
-        unanswered = self._unanswered.pop(key, None)
-        if unanswered is not None:
-            self._release(unanswered.promised)
+        for waiting in (self._unanswered, self._lost):
+            asked = waiting.pop(key, None)
+            if asked is not None:
+                self._release(asked.promised)
         joined = self._joined.pop(key, None)
         if joined is not None:
             self._fanout.leave(joined.member)
@@ -178,8 +205,16 @@ class Joins:
         for waiting in (self._asked, self._unanswered):
             if key in waiting:
                 waiting[key].claims = claims
+        lost = self._lost.pop(key, None)
+        if lost is not None:
+            lost.claims = claims
+            self._unanswered[key] = lost
+            self._wake.set()
         joined = self._joined.get(key)
-        if joined is not None and joined.role != claims.role:
+        if joined is None:
+            return
+        self._moving.pop(key, None)
+        if joined.role != claims.role:
             self._moving[key] = claims
             self._wake.set()
 
@@ -203,17 +238,25 @@ class Joins:
     async def _answer_all(self) -> None:
         """Answer what waits, until nothing does or the database fails."""
         while self._asked or self._moving or self._unanswered:
-            batch = [*self._asked.values(), *self._unanswered.values()][:BATCH_MAX]
+            # Replies first, and without those who have theirs: they have more time.
+            batch = [asked for asked in self._asked.values() if asked.is_urgent][:BATCH_MAX]
+            if not batch and self._reader() != "streaming":
+                return
+            seconds = ANSWER_SECONDS if batch else PATIENCE_SECONDS
+            batch = batch or [*self._asked.values(), *self._unanswered.values()][:BATCH_MAX]
             moving = dict(list(self._moving.items())[:BATCH_MAX])
             try:
-                with trio.fail_after(ANSWER_SECONDS):
-                    await self._answer(batch, moving)
+                with trio.fail_after(seconds):
+                    async with self._judging:
+                        await self._answer(batch, moving)
             except (WalstreamError, trio.TooSlowError) as error:
-                self._promise(list(self._asked.values()), error)
+                self._promise(error)
                 return
             await trio.lowlevel.checkpoint()
 
     async def _answer(self, batch: list[_Asked], moving: Mapping[_Key, Claims]) -> None:
+        while self._reader() != "streaming":  # noqa: ASYNC110 - a value on a board, which may be back in a moment
+            await trio.sleep(STREAM_LOOK_SECONDS)
         asked_at = self._ring.next_sequence
         loaded, facts = await self._load(batch, moving)
         while loaded.asked_roles - self._access.roles.keys() and self._access.tables - loaded.asked_tables:
@@ -224,12 +267,13 @@ class Joins:
         for role in loaded.asked_roles:
             self._access.enter(role)  # so that nobody's leaving takes away what was just learnt
         for asked in batch:
-            if asked.key in self._asked or asked.key in self._unanswered:
+            is_waiting = asked.key in self._asked or asked.key in self._unanswered
+            if is_waiting and asked.role in loaded.asked_roles:  # else it has another token since: next time
                 self._settle(asked, facts, loaded.snapshot, asked_at)
         for key, claims in moving.items():
             if self._moving.get(key) is claims:
                 del self._moving[key]
-                self._move(key, claims, facts)
+                self._move(key, claims, facts)  # of a role that was asked for: ``claims`` are the same
         for role in loaded.asked_roles:
             self._access.left(role)
 
@@ -240,7 +284,7 @@ class Joins:
         except ItemProblem as problem:
             self._drop(asked)
             if asked.promised:
-                self._release(asked.promised)
+                self._lost[asked.key] = asked
                 owner.system(request.serial, "error", problem.message)
             else:
                 self._answer_badly(owner, request, problem.message)
@@ -254,14 +298,14 @@ class Joins:
                 owner.system(request.serial, "error", CHANGED_MIND)
                 return
             owner.system(request.serial, "ok", SUBSCRIBED)
-        else:
-            if not owner.join_ready(request.serial, Accepted(ids)):
-                self._release(ids)
-                return
+        elif not owner.join_ready(request.serial, Accepted(ids)):
+            self._release(ids)
+            return
         key = AudienceKey(request.topic, owner.vsn, request.shape, ids, asked.role)
         self._access.enter(asked.role)
         member = self._fanout.join(owner.outbox, key, snapshot, asked_at)
         self._joined[asked.key] = _Joined(asked, member, ids, asked.role)
+        asked.promised = ()
 
     def _drop(self, asked: _Asked) -> None:
         self._asked.pop(asked.key, None)
@@ -280,22 +324,25 @@ class Joins:
         """Ids for items that nothing is delivered for: clients match the reply with what they asked."""
         return tuple(range(1, len(request.items) + 1))
 
-    def _promise(self, batch: list[_Asked], error: Exception) -> None:
+    def _promise(self, error: Exception) -> None:
         """Answer without the database: the channel works, its table changes come once there is a database.
 
         A client that waits for its subscription goes on waiting: its session knows for how long.
         """
-        waiting = [asked for asked in batch if asked.request.wait_seconds is None]
+        waiting = [asked for asked in self._asked.values() if asked.request.wait_seconds is None]
+        for asked in self._asked.values():
+            asked.tried = True
         if waiting:
             log.warning(JOINS_WAITING, count=len(waiting), error=str(error) or "no answer in time")
         for asked in waiting:
-            del self._asked[asked.key]
+            if self._asked.pop(asked.key, None) is None:
+                continue
             self._unanswered[asked.key] = asked
             truncate = asked.request.shape is Shape.FEED
             wanted = [join_check.unchecked(wish, truncate=truncate) for wish in asked.wishes]
             asked.promised = tuple(self._router.add(binding, {}) for binding in wanted)
             accepted = Accepted(asked.promised, "error", DATABASE_AWAY)
-            if not asked.owner.join_ready(asked.request.serial, accepted) and asked.key in self._unanswered:
+            if not asked.owner.join_ready(asked.request.serial, accepted):
                 self.forget(*asked.key)
 
     def _move(self, key: _Key, claims: Claims, facts: Facts) -> None:
@@ -309,8 +356,9 @@ class Joins:
         except ItemProblem as problem:
             del self._joined[key]
             self._fanout.leave(joined.member)
-            self._release(joined.ids)
             self._access.left(joined.role)
+            joined.asked.promised = joined.ids
+            self._lost[key] = joined.asked
             joined.asked.owner.system(joined.asked.request.serial, "error", problem.message)
             return
         self._access.enter(claims.role)
@@ -354,7 +402,9 @@ class Joins:
             )
 
         loaded = await self._database.run(load)
-        catalog.load(loaded.relations, loaded.types)
+        # Clients make names up: nothing is kept of those that mean no table.
+        known = {name: info for name, info in loaded.relations.items() if info is not None or name in catalog.relations}
+        catalog.load(known, loaded.types)
         await self._plans.settle(loaded.plan)
         relations = _as_clients_see(loaded.relations, loaded.plan)
         literals = await self._cast(wishes, relations)
@@ -371,6 +421,8 @@ class Joins:
                 self._catalog.load(None, await self._database.run(partial(load_types, oids=missing)))
             else:
                 break
+        else:
+            raise EnvironmentFailure("the catalog never has what a filter needs")
         if not needed:
             return {}
         return await self._database.run(lambda connection: cast_literals(connection, needed, self._catalog))
@@ -385,15 +437,24 @@ class Joins:
             if not roles or not tables:
                 continue
             try:
-                facts, rights = await self._database.run(partial(_load_rights, roles=roles, tables=tables))
-            except WalstreamError:
+                with trio.fail_after(PATIENCE_SECONDS):
+                    async with self._judging:
+                        lost = await self._refresh(roles, tables)
+            except (WalstreamError, trio.TooSlowError):
                 continue  # said by whoever watches the database; nobody's rights have changed that we know of
-            usable = {role for role, fact in facts.items() if fact.member and not fact.superuser}
-            before = {pair for pair, right in self._access.rights.items() if right.allowed}
-            self._access.update({pair: right for pair, right in rights.items() if pair[0] in usable}, roles, tables)
-            lost = before - {pair for pair, right in self._access.rights.items() if right.allowed}
             if lost:
                 self._tell_lost(lost)
+
+    async def _refresh(self, roles: Collection[str], tables: Collection[Table]) -> set[tuple[str, str, str]]:
+        """Ask for the rights anew. Returns those that are there no more."""
+        facts, rights = await self._database.run(partial(_load_rights, roles=roles, tables=tables))
+        usable = {role for role, fact in facts.items() if fact.member and not fact.superuser}
+        access = self._access
+        # Who has left meanwhile is not brought back.
+        roles = [role for role in roles if role in access.roles]
+        before = {pair for pair, right in access.rights.items() if right.allowed}
+        access.update({pair: right for pair, right in rights.items() if pair[0] in usable}, roles, tables)
+        return before - {pair for pair, right in access.rights.items() if right.allowed}
 
     def _tell_lost(self, lost: set[tuple[str, str, str]]) -> None:
         for role, schema, table in lost:

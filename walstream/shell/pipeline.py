@@ -251,8 +251,11 @@ class Pipeline:
         admission = None
         if not self._is_control(relation.schema, relation.name):
             table = (relation.schema, relation.name)
-            if self._access.roles and table not in self._access.tables and self.plan.wanted(*table):
-                raise _RightsMiss(table)
+            if table not in self._access.tables and self.plan.wanted(*table):
+                if self._access.roles:
+                    raise _RightsMiss(table)
+                # The first role may be about to come: whoever brings it has to ask about this table, too.
+                self._access.update({}, (), [table])
             needed = self.plan.literals_needed(relation, self._catalog)
             missing = needed - self._literals.keys()
             if missing:
@@ -331,7 +334,8 @@ class Pipeline:
         self._catalog.load(loaded.relations, loaded.types)
         self._literals.update(loaded.literals)
         if roles >= self._access.roles.keys():  # else a role has come meanwhile: the miss is met, and loaded, again
-            self._access.update(loaded.rights, roles, tables)
+            # Who has left meanwhile is not brought back: nobody would keep that role's rights fresh.
+            self._access.update(loaded.rights, list(self._access.roles), tables)
 
 
 class _Loaded(NamedTuple):

@@ -64,13 +64,34 @@ def applied(plan: Plan, changes: Iterable[Change]) -> Plan:
         if change.operation is Operation.TRUNCATE:
             plan = Plan((), own_schema=plan.own_schema, publication_tables=plan.publication_tables)
             continue
+        known_rows = plan.rows
         before = _values(change, change.old)
         after = _values(change, change.new)
         if before is not None and "id" in before and (after is None or after.get("id") != before["id"]):
             plan = plan.without(str(before["id"]))
         if after is not None and all(name in after for name in _NEEDED):
-            plan = plan.with_row(_row(after))
+            ids = {str(values["id"]) for values in (before, after) if values is not None and "id" in values}
+            known = next((row for row in known_rows if row.id in ids), None)
+            plan = plan.with_row(_completed(_row(after), change, known))
     return plan
+
+
+def _completed(row: SubscriptionRow, change: Change, known: SubscriptionRow | None) -> SubscriptionRow:
+    """The row with what the WAL leaves out of an UPDATE: long values that it does not change. ``known``: as it was.
+
+    Who takes such a filter, or such columns, for none lets out what was to be kept back.
+    """
+    assert change.new is not None
+    missing = {column.name for column, cell in zip(change.relation.columns, change.new, strict=True) if cell is None}
+    if not missing & {"filter", "columns"}:
+        return row
+    if known is None:
+        return msgspec.structs.replace(row, problem="what it captures is not in the WAL: update its filter and columns")
+    if "filter" in missing:
+        row = msgspec.structs.replace(row, filter=known.filter, problem=row.problem or known.problem)
+    if "columns" in missing:
+        row = msgspec.structs.replace(row, columns=known.columns)
+    return row
 
 
 def _values(change: Change, row: Row | None) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -163,6 +164,11 @@ def translate(error: psycopg2.Error) -> WalstreamError:
     return DatabaseRefused(text)
 
 
+def _cancel(opened: PgConnection) -> None:
+    with contextlib.suppress(psycopg2.Error):
+        opened.cancel()
+
+
 class Database:
     """Ordinary SQL for trio: a few connections, each used by one worker thread at a time."""
 
@@ -206,8 +212,9 @@ class Database:
             yield
         except trio.Cancelled:
             for opened in used:
-                with contextlib.suppress(psycopg2.Error):
-                    opened.cancel()
+                # In a thread that nobody waits for: it asks the server over a connection of its own, which takes
+                # minutes where the network swallows everything.
+                threading.Thread(target=_cancel, args=(opened,), daemon=True).start()
             raise
 
     def _give_back(self, opened: PgConnection) -> None:

@@ -17,13 +17,13 @@ import structlog
 import trio
 
 from walstream.decoder import DECODERS
-from walstream.errors import DatabaseRefused, DatabaseUnreachable, DecodeError, WalstreamError
+from walstream.errors import DatabaseRefused, DatabaseUnreachable, DecodeError, EnvironmentFailure, WalstreamError
 from walstream.history.position import cluster_digest
 from walstream.lsn import Lsn
 from walstream.model import CatalogMiss
 from walstream.shell import publications, slots
 from walstream.shell.health import Health, ReaderState
-from walstream.shell.postgres import connect, connection, translate
+from walstream.shell.postgres import Database, connect, translate
 from walstream.shell.rows import only
 from walstream.shell.supervise import keep_running
 from walstream.telemetry.log import READER_FAILED, READER_STARTED, READER_STOPPED, SLOT_ABANDONED, SLOT_CREATED
@@ -43,7 +43,9 @@ IDLE_SECONDS: Final = 1.0
 """An idle stream is read this often: psycopg2 sends its status updates from within ``read_message`` only."""
 
 STORM_READS: Final = 50
-"""Empty reads in a row that make a storm: a server that shuts down asks again and again until we are gone."""
+"""Empty reads in a row, at one position, that make a storm: a server that shuts down asks again and again until we are
+gone. Where others write what is not for us, it asks as often, but its position moves.
+"""
 
 STANDBY_SECONDS: Final = 1.0
 """Between tries to take over a slot that somebody else streams from."""
@@ -111,7 +113,8 @@ class Reading(NamedTuple):
 class WalReader:
     """Keeps the stream of one slot running. ``trailing``: whether the confirmed position may stay behind at all.
 
-    ``started`` is called at the start of each stream.
+    ``started`` is called at the start of each stream. ``database`` prepares the slot, ``open_connection`` opens the
+    stream's connection.
     """
 
     def __init__(
@@ -123,8 +126,14 @@ class WalReader:
         *,
         trailing: Callable[[], bool] = lambda: True,
         started: Callable[[], None] = lambda: None,
+        database: Database | None = None,
+        open_connection: Callable[[], PgConnection] | None = None,
     ) -> None:
         self._reading = reading
+        self._database = database or Database(reading.dsn, "walstream", size=1)
+        self._open = open_connection or functools.partial(
+            connect, reading.dsn, application_name=reading.application_name, replication=True
+        )
         self._sink = sink
         self._health = health
         self._metrics = metrics
@@ -138,7 +147,7 @@ class WalReader:
     async def run(self) -> None:
         """Stream for ever. Cancelling it confirms what may be confirmed and closes the connection."""
         try:
-            await keep_running(self._run_once, failed=self._failed)
+            await keep_running(self._stand_by_or_stream, failed=self._failed)
         finally:
             self._health.reader_is("stopped")
 
@@ -163,21 +172,36 @@ class WalReader:
             )  # fmt: skip
         self._health.reader_is(state, error.message)
 
+    async def _stand_by_or_stream(self) -> None:
+        """As ``_run_once``; while somebody else streams from the slot, look often whether it is free."""
+        while True:
+            try:
+                await self._run_once()
+            except DatabaseRefused as error:
+                if error.reason != "slot_active":
+                    raise
+                self._failed(error, STANDBY_SECONDS)
+                await trio.sleep(STANDBY_SECONDS)
+
     async def _run_once(self) -> None:
         self._leaving = ""
-        stream, wal_sender_timeout = await trio.to_thread.run_sync(self._prepare)
+        try:
+            stream, wal_sender_timeout = await self._database.run(self._prepare)
+        finally:
+            self._database.forget_idle()
         options = await self._sink.open(stream)
-        opened = await trio.to_thread.run_sync(
-            functools.partial(
-                connect, self._reading.dsn, application_name=self._reading.application_name, replication=True
-            )
-        )
+        # No thread is waited for where we are cancelled: connecting may take long, and creating a slot hours.
+        opened = await trio.to_thread.run_sync(self._open, abandon_on_cancel=True)
+        is_busy = False
         try:
             with trio.CancelScope() as self._stream_scope:
+                if self._leaving:
+                    raise DatabaseUnreachable(self._leaving)
                 cursor: Any = opened.cursor()
                 status_seconds = (
                     max(1, min(STATUS_SECONDS, int(wal_sender_timeout / 3))) if wal_sender_timeout else STATUS_SECONDS
                 )
+                is_busy = True
                 await trio.to_thread.run_sync(
                     functools.partial(
                         cursor.start_replication,
@@ -189,8 +213,10 @@ class WalReader:
                         options=dict(options),
                         decode=False,
                         status_interval=status_seconds,
-                    )
+                    ),
+                    abandon_on_cancel=True,
                 )
+                is_busy = False
                 log.info(READER_STARTED, slot=self._reading.slot, plugin=stream.plugin)
                 self._metrics.reader_restarts.inc()
                 self._health.reader_is("streaming")
@@ -198,13 +224,19 @@ class WalReader:
                 self._started()
                 await self._read(opened, cursor, wal_sender_timeout / 3 if wal_sender_timeout else 0.0)
         except psycopg2.Error as error:
+            is_busy = False
             refused = translate(error)
             if getattr(refused, "reason", "") in UNUSABLE_PLUGIN and self._reading.decoder == "auto":
-                await trio.to_thread.run_sync(self._abandon, stream.plugin, refused)
+                await self._abandon(stream.plugin, refused)
             raise refused from error
+        except OSError as error:
+            raise EnvironmentFailure(
+                f"cannot keep a large transaction: {error}", repair="make room where temporary files go (TMPDIR)"
+            ) from error
         finally:
             self._stream_scope = None
-            opened.close()
+            if not is_busy:  # else a thread has it: closing would wait for that, and everything else with it
+                opened.close()
             log.info(READER_STOPPED, slot=self._reading.slot)
         raise DatabaseUnreachable(self._leaving or "the stream was ended")
 
@@ -212,7 +244,7 @@ class WalReader:
         """Read until cancelled. ``patience``: seconds without a read after which the stream is not touched again."""
         read, receive, flush, clock = cursor.read_message, self._sink.receive, self._sink.flush, time.monotonic
         descriptor = opened.fileno()
-        empty_reads = 0
+        empty_reads = server_position = 0
         last_read = _boot_clock()
         try:
             while True:
@@ -245,7 +277,8 @@ class WalReader:
                     empty_reads = 0
                     self._confirm(cursor)
                 elif not size:
-                    empty_reads += 1
+                    empty_reads = empty_reads + 1 if cursor.wal_end == server_position else 0
+                    server_position = cursor.wal_end
                     if empty_reads > STORM_READS:
                         raise DatabaseUnreachable("the server is shutting down")
         finally:
@@ -276,39 +309,36 @@ class WalReader:
 
     # -- preparing, in a worker thread
 
-    def _prepare(self) -> tuple[Stream, float]:
+    def _prepare(self, opened: PgConnection) -> tuple[Stream, float]:
         """Find or create the slot; what the stream is going to be, and ``wal_sender_timeout`` in seconds (0: none)."""
-        reading = self._reading
-        with connection(reading.dsn, "walstream") as opened:
-            with opened.cursor() as cursor:
-                cursor.execute(
-                    "select pg_catalog.current_setting('server_encoding'),"
-                    " (select setting::float8 / 1000 from pg_catalog.pg_settings where name = 'wal_sender_timeout'),"
-                    " extract(epoch from pg_catalog.pg_postmaster_start_time())::float8,"
-                    " (select system_identifier::text from pg_catalog.pg_control_system()),"
-                    " (select timeline_id from pg_catalog.pg_control_checkpoint())"
-                )
-                row = only(cursor)
-            encoding, timeout, started, system, timeline = row
-            if encoding != "UTF8":
-                raise DatabaseRefused(
-                    f"the database's encoding is {encoding}",
-                    reason="encoding",
-                    repair="walstream needs a UTF8 database",
-                )
-            plugin, is_new = self._slot(opened)
+        with opened.cursor() as cursor:
+            cursor.execute(
+                "select pg_catalog.current_setting('server_encoding'), pg_catalog.current_database()::text,"
+                " (select setting::float8 / 1000 from pg_catalog.pg_settings where name = 'wal_sender_timeout'),"
+                " extract(epoch from pg_catalog.pg_postmaster_start_time())::float8,"
+                " (select system_identifier::text from pg_catalog.pg_control_system()),"
+                " (select timeline_id from pg_catalog.pg_control_checkpoint())"
+            )
+            encoding, database, timeout, started, system, timeline = only(cursor)
+        if encoding != "UTF8":
+            raise DatabaseRefused(
+                f"the database's encoding is {encoding}",
+                reason="encoding",
+                repair="walstream needs a UTF8 database",
+            )
+        plugin, is_new = self._slot(opened, database)
         return Stream(plugin, cluster_digest(system, timeline), started, is_new), timeout
 
-    def _slot(self, opened: PgConnection) -> tuple[str, bool]:
+    def _slot(self, opened: PgConnection, database: str) -> tuple[str, bool]:
         """The plugin of our slot, and whether the slot had to be made."""
         reading = self._reading
         slot = slots.find(opened, reading.slot)
-        if slot is not None and slot.wal_status != "lost":
-            self._check(slot)
-            if slot.plugin == "pgoutput":
-                publications.sync_publications(opened, reading.schema)
-            return slot.plugin, False
         if slot is not None:
+            self._check(slot, database)
+            if slot.wal_status != "lost":
+                if slot.plugin == "pgoutput":
+                    publications.sync_publications(opened, reading.schema)
+                return slot.plugin, False
             slots.drop(opened, reading.slot)
         if reading.decoder != "wal2json":
             # Before the slot: a publication that is younger than the slot is unknown to the WAL between them.
@@ -318,22 +348,34 @@ class WalReader:
         self._created = True
         return plugin, True
 
-    def _abandon(self, plugin: str, refused: WalstreamError) -> None:
+    async def _abandon(self, plugin: str, refused: WalstreamError) -> None:
         """Give up a slot that nobody can read until a superuser has acted; the next one takes the other plugin."""
         if plugin != "wal2json":
             return
         log.warning(
             SLOT_ABANDONED, slot=self._reading.slot, plugin=plugin, error=refused.message, repair=refused.repair
         )
-        with connection(self._reading.dsn, "walstream") as opened:
-            slots.drop(opened, self._reading.slot)
+        await self._database.run(lambda opened: slots.drop(opened, self._reading.slot))
 
-    def _check(self, slot: slots.Slot) -> None:
+    def _check(self, slot: slots.Slot, database: str) -> None:
+        """Raises DatabaseRefused for a slot that is not for us, which is then left alone whatever its state."""
+        if slot.database != database:
+            raise DatabaseRefused(
+                f"slot {slot.name} belongs to the database {slot.database}, not to {database}",
+                reason="slot_database",
+                repair="give this node another WALSTREAM_SLOT: names of slots are one for all databases of a server",
+            )
         if slot.plugin not in DECODERS or self._reading.decoder not in ("auto", slot.plugin):
             raise DatabaseRefused(
                 f"slot {slot.name} was made with {slot.plugin}, and WALSTREAM_DECODER is {self._reading.decoder}",
                 reason="slot_plugin",
                 repair=f"walstream slot drop {slot.name}, or another WALSTREAM_SLOT, or WALSTREAM_DECODER=auto",
+            )
+        if slot.active:
+            raise DatabaseRefused(
+                f"another process streams from slot {slot.name} (PostgreSQL's process {slot.active_pid})",
+                reason="slot_active",
+                repair="stop it, or give this node its own WALSTREAM_SLOT",
             )
 
 
