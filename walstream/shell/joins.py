@@ -70,8 +70,11 @@ class Plans(Protocol):
         """The plan of now, in a worker thread. Raises psycopg2.Error."""
         ...
 
-    async def settle(self, plan: Plan) -> None:
-        """Return when changes that are committed from now on are captured by ``plan``. Raises WalstreamError."""
+    async def settle(self, plan: Plan, tables: Collection[int]) -> None:
+        """Return when changes of ``tables`` (OIDs) that are committed from now on are captured by ``plan``.
+
+        Raises WalstreamError.
+        """
         ...
 
 
@@ -405,7 +408,8 @@ class Joins:
         # Clients make names up: nothing is kept of those that mean no table.
         known = {name: info for name, info in loaded.relations.items() if info is not None or name in catalog.relations}
         catalog.load(known, loaded.types)
-        await self._plans.settle(loaded.plan)
+        wanted = [info for info in loaded.relations.values() if info and loaded.plan.wanted(info.schema, info.name)]
+        await self._plans.settle(loaded.plan, [info.oid for info in wanted])
         relations = _as_clients_see(loaded.relations, loaded.plan)
         literals = await self._cast(wishes, relations)
         return loaded, Facts(loaded.roles, loaded.rights, relations, literals)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import urllib.error
+import http.client
 import urllib.request
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ def _fetch(address: str) -> str:
     try:
         with urllib.request.urlopen(address, timeout=FETCH_SECONDS) as answer:  # noqa: S310 - the scheme is checked
             body: bytes = answer.read(BYTES_MAX + 1)
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # of the last: addresses that are none
         raise ConfigError(
             f"jwks: cannot fetch {address}: {error}", repair="check the address, or use a file"
         ) from error

@@ -6,7 +6,7 @@ for one message at a time. Reading the slot is ``wal_reader``; sending is ``fano
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -15,6 +15,7 @@ import trio
 
 from walstream import decoder
 from walstream.capture.plan import Admission, Fault, Plan
+from walstream.capture.tally import Tally
 from walstream.decoder import MESSAGE_PREFIX, Decoder
 from walstream.errors import EnvironmentFailure
 from walstream.history.assemble import Assembler
@@ -102,6 +103,7 @@ class Pipeline:
         returned: Callable[[bytes], object],
     ) -> None:
         self.plan = Plan(own_schema=settings.schema)
+        self.tally = Tally()
         self.changes_in = 0
         self._settings = settings
         self._catalog = catalog
@@ -144,6 +146,7 @@ class Pipeline:
         )
         self._catalog.forget_relations()
         self._assembler.reset()
+        self.tally.forget()
         self._held = None
         self._plan_snapshot = loaded.snapshot
         self._use(loaded.plan)
@@ -241,6 +244,9 @@ class Pipeline:
         if admission is not None:
             admitted = change if admission.is_open and change.new is not None else admission.admit(change)
             if admitted is not None:
+                if not admission.pending:
+                    self.tally.touch(admission)
+                admission.pending += 1
                 self._assembler.change(admitted, size)
         elif self._is_control(relation.schema, relation.name):
             self._assembler.control(change, size)
@@ -271,7 +277,9 @@ class Pipeline:
         transaction, spilled = self._assembler.commit(record)
         ring = self._ring
         if ring.is_known(transaction.commit_lsn):
+            self.tally.forget()
             return
+        self.tally.commit(transaction.commit_at)
         if transaction.control:
             self._change_plan(transaction)
         for message in transaction.messages:
@@ -296,12 +304,13 @@ class Pipeline:
         """The plan of now, which may be newer than what the stream has reached. Blocks; raises psycopg2.Error."""
         return plan_source.load(connection, self._settings.schema, self._settings.publication)
 
-    async def settle(self, plan: Plan) -> None:
-        """Return when changes that are committed from now on are captured by ``plan``. Raises WalstreamError."""
-        await self._keeper.settle(plan)
+    async def settle(self, plan: Plan, tables: Collection[int]) -> None:
+        """See ``Plans.settle``."""
+        await self._keeper.settle(plan, tables)
 
     def _use(self, plan: Plan) -> None:
         self.plan = plan
+        self.tally.retain(row.id for row in plan.rows)
         self._keeper.use(plan)
         self._admissions.clear()
         self._literals.clear()

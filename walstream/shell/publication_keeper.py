@@ -6,6 +6,7 @@ the daemon has to; what they hold is decided in ``publications``.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 import structlog
@@ -23,6 +24,9 @@ WILDCARD_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 30.0
 """The same for a table that is named: dropped and made anew, it is no longer published, and nothing else tells."""
 
+TABLES_MAX: Final = 100_000
+"""Tables that are remembered as published; those that were dropped since are among them."""
+
 RETRY_SECONDS: Final = 2.0
 
 log = structlog.get_logger()
@@ -37,6 +41,7 @@ class PublicationKeeper:
         self._schema = schema
         self._plan: Plan | None = None
         self._published: tuple[SubscriptionRow, ...] | None = None
+        self._tables: frozenset[int] = frozenset()  # a table that is dropped and made anew has another OID
         self._altering = trio.Lock()
         self._changed = trio.Event()
         self._said: frozenset[str] = frozenset()
@@ -46,17 +51,20 @@ class PublicationKeeper:
         self._plan = plan
         self._changed.set()
 
-    async def settle(self, plan: Plan, *, anew: bool = False) -> None:
-        """Return when what ``plan`` captures is published; ``anew``: look even if it has not changed.
+    async def settle(self, plan: Plan, tables: Collection[int] = (), *, anew: bool = False) -> None:
+        """Return when what ``plan`` captures is published, ``tables`` (OIDs) among it.
 
-        Raises WalstreamError where PostgreSQL cannot be asked.
+        ``anew``: look even if nothing has changed. What PostgreSQL refuses is tried again with every call. Raises
+        WalstreamError where PostgreSQL cannot be asked.
         """
         if not self.is_needed:
             return
         async with self._altering:
-            if anew or plan.rows != self._published or _has_wildcard(plan):
-                await self._alter()
-                self._published = plan.rows
+            if anew or plan.rows != self._published or not self._tables.issuperset(tables):
+                complete = await self._alter()
+                self._published = plan.rows if complete else None
+                known = self._tables if len(self._tables) < TABLES_MAX else frozenset()
+                self._tables = known.union(tables)
 
     async def run(self) -> None:
         """Follow the plan, for ever. Cancelling it leaves the publications as they are."""
@@ -74,12 +82,14 @@ class PublicationKeeper:
                 self._changed.set()
                 await trio.sleep(RETRY_SECONDS)
 
-    async def _alter(self) -> None:
+    async def _alter(self) -> bool:
+        """Returns whether all is published that should be."""
         synced = await self._database.run(lambda connection: publications.sync_publications(connection, self._schema))
         for statement, refusal in synced.missing:
             self._say(refusal, statement)
         if synced.complete:
             self._said = frozenset()
+        return synced.complete
 
     def _say(self, error: str, repair: str) -> None:
         if error not in self._said:
