@@ -8,6 +8,7 @@
     ├── fanout             routes transactions that are too large for one go
     ├── publication keeper lets pgoutput's publications follow the plan
     ├── heartbeat          proves the way through the WAL
+    ├── node report        tells the database how this daemon fares
     ├── slot watch         looks at the slot, and for a server that leaves
     └── reader             streams the slot through the pipeline into the fan-out
 
@@ -46,6 +47,7 @@ from walstream.shell.http_app import make_app
 from walstream.shell.joins import Joins
 from walstream.shell.key_sets import load_key_set
 from walstream.shell.limits import EdgeLimits, raise_open_files
+from walstream.shell.node_report import NodeReport
 from walstream.shell.pipeline import Pipeline, PipelineSettings
 from walstream.shell.postgres import Database, connect
 from walstream.shell.publication_keeper import PublicationKeeper
@@ -73,7 +75,7 @@ class Daemon:
         self.config = config
         self.health = Health(
             version=__version__,
-            node=f"{socket.gethostname()}/{config.slot}",
+            node=f"{socket.gethostname()}:{config.port}/{config.slot}",
             heartbeat_seconds=config.heartbeat_seconds,
         )
         self.metrics = Metrics()
@@ -126,6 +128,7 @@ class Daemon:
             plans=self.pipeline,
             reader=lambda: self.health.reader,
         )
+        self.report = self._make_report()
         self.expiries = Expiries()
         connections = Connections(self.joins, self.expiries, self.metrics)
         self.edge = Edge(
@@ -138,6 +141,18 @@ class Daemon:
             metrics=self.metrics,
         )
         self._watch_numbers()
+
+    def _make_report(self) -> NodeReport:
+        config = self.config
+        return NodeReport(
+            self.database,
+            self.health,
+            lambda: (self.pipeline.plan, self.pipeline.tally),
+            schema=config.schema,
+            slot=config.slot,
+            address=config.listen,
+            seconds=config.heartbeat_seconds,
+        )
 
     def _watch_numbers(self) -> None:
         self.health.subscriptions = lambda: len(self.pipeline.plan.rows)
@@ -172,6 +187,7 @@ class Daemon:
                 self.fanout.run,
                 self.keeper.run,
                 self.heartbeat.run,
+                self.report.run,
                 self.watch.run,
                 self.reader.run,
             ):

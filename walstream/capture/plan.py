@@ -89,12 +89,20 @@ class Admission:
     """What a row of the plan lets through of one relation's changes. Keep one per relation object: it is costly.
 
     ``relation``: what admitted changes have as theirs, with fewer columns where the row names some. ``is_open``: every
-    INSERT, UPDATE and DELETE is admitted as it is, so that there is no need to ask.
+    INSERT, UPDATE and DELETE is admitted as it is, so that there is no need to ask. ``row_id``: the row's.
+    ``pending``: changes of the transaction being read, for ``Tally``.
     """
 
     def __init__(
-        self, relation: Relation, events: frozenset[Operation], check: Predicate | None, columns: frozenset[str] | None
+        self,
+        relation: Relation,
+        events: frozenset[Operation],
+        check: Predicate | None,
+        columns: frozenset[str] | None,
+        row_id: str = "",
     ) -> None:
+        self.row_id = row_id
+        self.pending = 0
         self._events = events
         self._check = check
         self._kept: tuple[int, ...] | None = None
@@ -219,11 +227,16 @@ class Plan:
         if missing:
             faults.append(f"{relation.schema}.{relation.name} has no column {', '.join(missing)}")
         self._faults[relation.schema, relation.name] = tuple(Fault(row.id, message) for message in faults)
-        return Admission(relation, row.events, check, columns) if admitted else None
+        return Admission(relation, row.events, check, columns, row.id) if admitted else None
 
     def faults(self, relation: Relation) -> tuple[Fault, ...]:
         """What the latest ``admission`` of a relation of this name could not do of its row."""
         return self._faults.get((relation.schema, relation.name), ())
+
+    @property
+    def current_faults(self) -> tuple[Fault, ...]:
+        """``problems``, and what the latest admission of each table could not do."""
+        return (*self.problems, *(fault for faults in self._faults.values() for fault in faults))
 
     def with_row(self, row: SubscriptionRow) -> Plan:
         """The plan with the row added, or put in the place of the one with its id."""

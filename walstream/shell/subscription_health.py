@@ -13,6 +13,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812 - a class
 
 from walstream.capture import Plan, SubscriptionRow, subscription_row
 from walstream.shell import subscriptions, tables
+from walstream.shell.counts import NODE_SECONDS
 from walstream.shell.subscriptions import Wish
 
 Verdict = Literal["ok", "warning", "error"]
@@ -47,9 +48,12 @@ select s.id::text, s.table_name, s.events, s.filter, s.columns, s.notify, s.crea
                    case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
                         else pg_catalog.pg_current_wal_lsn() end, r.confirmed_flush_lsn)::bigint
           from pg_catalog.pg_replication_slots r where r.slot_name = %(slot)s),
-       (select n.status -> 'subscriptions' -> s.id::text from {nodes} n
-         where n.status -> 'subscriptions' ? s.id::text
-         order by n.status -> 'subscriptions' -> s.id::text ->> 'last_event_at' desc nulls last limit 1)
+       (select pg_catalog.jsonb_build_object(
+                   'last_event_at', max(n.status -> 'subscriptions' -> s.id::text ->> 'last_event_at'),
+                   'error', max(n.status -> 'subscriptions' -> s.id::text ->> 'error')
+                       filter (where n.last_seen_at > now() - make_interval(secs => %(seconds)s)))
+          from {nodes} n
+         where n.status -> 'subscriptions' ? s.id::text)
   from {subscriptions} s
  order by s.created_at desc, s.table_name
 """
@@ -76,7 +80,7 @@ def list_subscriptions(connection: Connection, schema: str, slot: str) -> list[S
             sql.SQL(_ROWS).format(
                 subscriptions=sql.Identifier(schema, "subscriptions"), nodes=sql.Identifier(schema, "nodes")
             ),
-            {"slot": slot},
+            {"slot": slot, "seconds": NODE_SECONDS},
         )
         rows = cursor.fetchall()
     listed = []

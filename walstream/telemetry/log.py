@@ -47,6 +47,8 @@ DATABASE_LOST: Final = "database.lost"
 PLAN_CHANGED: Final = "plan.changed"
 PLAN_FAULTY: Final = "plan.faulty"
 PUBLICATIONS_BEHIND: Final = "publications.behind"
+NODE_UNREPORTED: Final = "node.unreported"
+FILTER_UNFIT: Final = "filter.unfit"
 HEALTH_CHANGED: Final = "health.changed"
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
