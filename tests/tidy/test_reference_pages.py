@@ -84,3 +84,10 @@ def test_every_log_event_is_documented_if_something_writes_it() -> None:
     constants = {name: value for name, value in vars(log).items() if name.isupper() and isinstance(value, str)}
     written = {value for name, value in constants.items() if re.search(rf"\b{name}\b", source)}
     assert first_words(page("health-and-metrics.md"), "Log events") == written
+
+
+def test_the_house_plan_names_every_file() -> None:
+    plan = (ROOT / "docs/house-plan.md").read_text(encoding="utf-8")
+    package = ROOT / "walstream"
+    names = [path.stem for path in sorted(package.rglob("*.py")) if path.parent != package / "cli"]
+    assert [name for name in names if not name.startswith("__") and not re.search(rf"[`/]{name}`", plan)] == []
