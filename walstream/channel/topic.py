@@ -60,5 +60,14 @@ def parse_legacy(subtopic: str) -> tuple[str, str | None, str | None]:
     return schema, table or None, row_filter or None
 
 
+def feed_topic(schema: str, table: str) -> str:
+    """The topic of a table's feed: what ``parse_topic`` reads as this table."""
+    return f"{PREFIX}table:{_quote(schema)}.{_quote(table)}"
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"' if "." in name or '"' in name else name
+
+
 def _unquote(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name

@@ -17,7 +17,7 @@ _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # n
 
 def fetch(host: str, port: int) -> dict[str, Any] | None:
     """The body of ``/health`` of the daemon that listens on ``host``; None if none answers within ``SECONDS``."""
-    connection = http.client.HTTPConnection(_EVERYWHERE.get(host, host), port, timeout=SECONDS)
+    connection = http.client.HTTPConnection(reachable(host), port, timeout=SECONDS)
     try:
         connection.request("GET", "/health", headers={"accept": "application/json"})
         answer = msgspec.json.decode(connection.getresponse().read(BODY_BYTES_MAX))
@@ -27,3 +27,8 @@ def fetch(host: str, port: int) -> dict[str, Any] | None:
         connection.close()
     # Anybody may listen there: what has no such fields is no daemon of ours.
     return answer if isinstance(answer, dict) and {"status", "version", "node"} <= answer.keys() else None
+
+
+def reachable(host: str) -> str:
+    """An address of this machine for a host that means all of them."""
+    return _EVERYWHERE.get(host, host)

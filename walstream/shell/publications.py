@@ -23,7 +23,7 @@ INSERT_ONLY = "walstream_insert"
 NAMES = (ALL, INSERT_ONLY)
 LOCK_TIMEOUT = "5s"
 
-_PUBLISH = {ALL: "insert, update, delete, truncate", INSERT_ONLY: "insert, truncate"}
+PUBLISH = {ALL: "insert, update, delete, truncate", INSERT_ONLY: "insert, truncate"}
 _OWN = {ALL: ("subscriptions", "channels", "channel_members"), INSERT_ONLY: ("messages",)}
 
 Name = tuple[str, str]
@@ -70,13 +70,21 @@ def wanted(connection: Connection, schema: str) -> dict[str, set[Name]]:
         cursor.execute(sql.SQL("select table_name from {}").format(sql.Identifier(schema, "subscriptions")))
         patterns = [row[0] for row in cursor.fetchall()]
     for pattern in patterns:
-        for table in tables.matching(connection, pattern, ours=schema):
-            if table.kind not in ("r", "p") or table.persistence != "p" or table.root:
-                continue
-            members[ALL if table.identity else INSERT_ONLY].add((table.schema, table.name))
-            if table.kind == "p" and not table.identity:
-                # Partition by partition: one that is attached later must not lose its user's UPDATE.
-                members[ALL] |= {(leaf.schema, leaf.name) for leaf in _identified(connection, table)}
+        for publication, names in members_for(connection, tables.matching(connection, pattern, ours=schema)).items():
+            members[publication] |= names
+    return members
+
+
+def members_for(connection: Connection, found: Iterable[Table]) -> dict[str, set[Name]]:
+    """What each publication has to hold so that the changes of these tables are sent, and no statement fails."""
+    members: dict[str, set[Name]] = {name: set() for name in NAMES}
+    for table in found:
+        if table.kind not in ("r", "p") or table.persistence != "p" or table.root:
+            continue
+        members[ALL if table.identity else INSERT_ONLY].add((table.schema, table.name))
+        if table.kind == "p" and not table.identity:
+            # Partition by partition: one that is attached later must not lose its user's UPDATE.
+            members[ALL] |= {(leaf.schema, leaf.name) for leaf in _identified(connection, table)}
     return members
 
 
@@ -114,10 +122,10 @@ def _plan(connection: Connection, cursor: Cursor, schema: str) -> list[Sequence[
     for publication in NAMES:
         statements = []
         name = sql.Identifier(publication)
-        present = _members(cursor, publication)
+        present = members_now(cursor, publication)
         if present is None:
             create = sql.SQL("create publication {} with (publish = {})")
-            statements.append(create.format(name, sql.Literal(_PUBLISH[publication])))
+            statements.append(create.format(name, sql.Literal(PUBLISH[publication])))
         for verb, which in (
             ("drop", (present or set()) - members[publication]),
             ("add", members[publication] - (present or set())),
@@ -129,7 +137,7 @@ def _plan(connection: Connection, cursor: Cursor, schema: str) -> list[Sequence[
     return plan
 
 
-def _members(cursor: Cursor, publication: str) -> set[Name] | None:
+def members_now(cursor: Cursor, publication: str) -> set[Name] | None:
     """Tables that were added to a publication by name; None where it does not exist."""
     cursor.execute("select oid from pg_catalog.pg_publication where pubname = %s", (publication,))
     row = cursor.fetchone()
