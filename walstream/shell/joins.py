@@ -6,6 +6,7 @@ changes are live is explained in docs/discussion/live-from.md.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -32,7 +33,7 @@ from walstream.shell.join_check import Facts, ItemProblem, Table, Wish
 from walstream.shell.join_facts import cast_literals, tables_of
 from walstream.shell.plan_source import LoadedPlan
 from walstream.shell.postgres import Database
-from walstream.telemetry.log import ACCESS_LOST, JOINS_WAITING
+from walstream.telemetry.log import ACCESS_LOST, FILTER_UNFIT, JOINS_WAITING
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
@@ -51,6 +52,9 @@ wait for it, too.
 RETRY_SECONDS: Final = 1.0
 
 STREAM_LOOK_SECONDS: Final = 0.05
+
+UNFIT_SECONDS: Final = 1.0
+"""Between looks for filters that no longer fit their tables."""
 
 MISSES_MAX: Final = 5
 
@@ -231,6 +235,7 @@ class Joins:
         """Answer for ever. Cancelling it leaves joins unanswered."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._refresh_rights)
+            nursery.start_soon(self._look_for_unfit)
             while True:
                 patience = RETRY_SECONDS if self._asked or self._moving or self._unanswered else float("inf")
                 with trio.move_on_after(patience):
@@ -467,6 +472,39 @@ class Joins:
             exact = {(joined.role, wish.schema, wish.table) for wish in joined.asked.wishes if not wish.is_wildcard}
             if exact & lost:
                 joined.asked.owner.system(joined.asked.request.serial, "error", LOST)
+
+    # -- filters that no longer fit
+
+    async def _look_for_unfit(self) -> None:
+        """Tell clients whose filter does not fit their table as it was altered: nothing of it reaches them."""
+        suspects: set[int] = set()
+        while True:
+            await trio.sleep(UNFIT_SECONDS)
+            suspects |= {binding_id for binding_id, _, _ in self._router.drain_faults()}
+            if suspects:
+                with contextlib.suppress(WalstreamError, trio.TooSlowError):  # then once more
+                    with trio.fail_after(PATIENCE_SECONDS):
+                        async with self._judging:
+                            await self._tell_unfit(suspects)
+                    suspects = set()
+
+    async def _tell_unfit(self, suspects: set[int]) -> None:
+        """Judge by the table of now: the stream may be where it has not got its newest columns yet."""
+        concerned: dict[tuple[tuple[int, ...], str], list[_Joined]] = {}
+        for joined in self._joined.values():
+            if not suspects.isdisjoint(joined.ids):
+                concerned.setdefault((joined.ids, joined.role), []).append(joined)
+        if not concerned:
+            return
+        _, facts = await self._load([alike[0].asked for alike in concerned.values()], {})
+        for alike in concerned.values():
+            try:
+                self._bindings(alike[0].asked, facts)
+            except ItemProblem as problem:
+                log.warning(FILTER_UNFIT, error=problem.message, channels=len(alike))
+                for joined in alike:
+                    if self._joined.get(joined.asked.key) is joined:
+                        joined.asked.owner.system(joined.asked.request.serial, "error", problem.message)
 
 
 def _load_rights(
