@@ -185,7 +185,7 @@ class Listener:
             if not target.tables:
                 raise NotFound(f"{target.pattern} has no table", repair="with wal2json new tables are heard, too")
             # Before the slot: a publication that is younger is unknown to the WAL between them.
-            stack.push_async_callback(self._drop_publications)
+            stack.push_async_callback(self._drop_publications, temporary_publications.names_for(self._sql))
             names = await self._ask(lambda sql: temporary_publications.ensure(sql, target.tables))
         opened = await _thread(
             functools.partial(connect, self._wish.dsn, application_name=APPLICATION_NAME, replication=True)
@@ -219,18 +219,18 @@ class Listener:
         )
         return opened, cursor
 
-    async def _drop_publications(self) -> None:
+    async def _drop_publications(self, names: Sequence[str]) -> None:
         """By a connection of its own: the other one may be in the middle of something."""
-        if self._sql.closed:
-            return  # the server has gone; the next listener sweeps
 
-        def drop(names: Sequence[str]) -> None:
+        def drop() -> None:
             with connection(self._wish.dsn, APPLICATION_NAME) as opened:
                 temporary_publications.drop(opened, names)
 
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLEANING_SECONDS):
             try:
-                await _thread(functools.partial(drop, temporary_publications.names_for(self._sql)))
+                await _thread(drop)
+            except DatabaseUnreachable:
+                pass  # the server has gone; the next listener sweeps
             except WalstreamError as error:
                 self._say(f"warning: a publication was not dropped: {error.message}")
 

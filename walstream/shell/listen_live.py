@@ -21,7 +21,7 @@ from walstream.errors import EnvironmentFailure, TokenError, WalstreamError
 from walstream.shell import slots
 from walstream.shell.daemon_health import reachable
 from walstream.shell.listen import APPLICATION_NAME, Wish, find
-from walstream.shell.listen_output import Output
+from walstream.shell.listen_output import Output, leaves
 from walstream.shell.postgres import connection
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ JOIN_REF: Final = "1"
 
 _PATH: Final = "/realtime/v1/websocket"
 _REFUSED: Final = (401, 403)
+_NO_DAEMON: Final = "walstream serve starts one; without --live none is needed; WALSTREAM_LISTEN says where it is"
 
 
 class _Frame(msgspec.Struct, array_like=True):
@@ -99,14 +100,18 @@ class Client:
         named = parse_table_pattern(target.pattern)
         self._topic = feed_topic(named.schema or "*", named.table or "*")
         token = self._token if self._token is not None else self._own_token()
-        async with trio.open_nursery() as nursery:
-            socket = await self._connect(nursery, token)
-            try:
-                nursery.start_soon(self._beat, socket)
-                await self._converse(socket, token)
-            finally:
-                with trio.move_on_after(CLOSE_SECONDS, shield=True):
-                    await socket.aclose()
+        try:
+            async with trio.open_nursery() as nursery:
+                socket = await self._connect(nursery, token)
+                try:
+                    nursery.start_soon(self._beat, socket)
+                    await self._converse(socket, token)
+                finally:
+                    with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                        await socket.aclose()
+        except* trio_websocket.HandshakeError as group:  # raised by a task of the library
+            for error in leaves(group):
+                raise self._rejected(error) from error
 
     def _look_up(self) -> tuple[Target, int]:
         """The tables, and the process that streams the daemon's slot (0 if none does)."""
@@ -131,19 +136,19 @@ class Client:
                 return await trio_websocket.connect_websocket_url(
                     nursery, f"ws://{address}{_PATH}?{query}", max_message_size=self._config.outbox_bytes
                 )
-        except trio_websocket.ConnectionRejected as error:
-            if error.status_code in _REFUSED:
-                raise self._unauthorised(f"the daemon refuses the token ({error.status_code})") from error
-            raise DaemonUnreachable(f"the daemon on {address} answers {error.status_code}") from error
-        except (OSError, trio.TooSlowError, trio_websocket.HandshakeError) as error:
+        except (OSError, trio.TooSlowError) as error:
             raise DaemonUnreachable(
-                f"no daemon answers on {address}: {str(error) or type(error).__name__}",
-                repair="walstream serve starts one; without --live none is needed; WALSTREAM_LISTEN says where it is",
+                f"no daemon answers on {address}: {str(error) or type(error).__name__}", repair=_NO_DAEMON
             ) from error
 
-    def _unauthorised(self, text: str) -> WalstreamError:
-        text += "" if self._config.jwt_secret or self._token else ": give --token, or set WALSTREAM_JWT_SECRET"
-        return TokenError("Unauthorized", text)
+    def _rejected(self, error: BaseException) -> WalstreamError:
+        if not isinstance(error, trio_websocket.ConnectionRejected):
+            text = f"what listens on {self._config.listen} makes no WebSocket: {error}"
+            return DaemonUnreachable(text, repair=_NO_DAEMON)
+        if error.status_code not in _REFUSED:
+            return DaemonUnreachable(f"the daemon on {self._config.listen} answers {error.status_code}")
+        hint = "" if self._config.jwt_secret or self._token else ": give --token, or set WALSTREAM_JWT_SECRET"
+        return TokenError("Unauthorized", f"the daemon refuses the token ({error.status_code}){hint}")
 
     async def _converse(self, socket: trio_websocket.WebSocketConnection, token: str) -> None:
         join: dict[str, object] = {"config": {}}

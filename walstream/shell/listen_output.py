@@ -84,11 +84,11 @@ def run(work: Callable[[], Awaitable[None]], seconds: float, descriptor: int = 1
     try:
         trio.run(_until_ended, work, seconds, descriptor)
     except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
-        for error in leaves:
+        ends = list(leaves(group))
+        for error in ends:
             if isinstance(error, WalstreamError):
                 raise error from None
-        if not all(isinstance(error, _ReaderGone) for error in leaves):
+        if not all(isinstance(error, _ReaderGone) for error in ends):
             raise
 
 
@@ -138,9 +138,10 @@ def _write_all(descriptor: int, data: bytes) -> None:
                 select.select([], [descriptor], [])
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The exceptions in all groups inside a group."""
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
+            yield from leaves(error)
         else:
             yield error
