@@ -78,12 +78,29 @@ class Assembler:
         self._changes.append(change)
         self._size += change_bytes(change, size)
         if self._size > self._spill_bytes:
-            spill = self._new_spill()
-            for earlier in self._changes:
-                spill.append(earlier)
-            self._spill = spill
-            self._changes = []
-            self._size = 0
+            self._start_spill()
+
+    def extend(self, changes: Sequence[Change], size: int) -> None:
+        """Add captured changes of one relation, at least one. ``size``: bytes of their messages. See ``change``."""
+        if self._begin is None:
+            raise DecodeError("changes without a begin")
+        if self._spill is not None:
+            for change in changes:
+                self._spill.append(change)
+            return
+        self._changes += changes
+        rows = len(changes) + len([change for change in changes if change.old is not None])
+        self._size += CHANGE_BYTES * len(changes) + CELL_BYTES * len(changes[0].relation.columns) * rows + size
+        if self._size > self._spill_bytes:
+            self._start_spill()
+
+    def _start_spill(self) -> None:
+        spill = self._new_spill()
+        for earlier in self._changes:
+            spill.append(earlier)
+        self._spill = spill
+        self._changes = []
+        self._size = 0
 
     def control(self, change: Change, size: int = 0) -> None:
         """Add a change of one of walstream's own tables. Raises DecodeError without a Begin."""

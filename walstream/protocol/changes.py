@@ -85,6 +85,7 @@ class Renderer:
         "_feed_names",
         "_has_key",
         "_heads",
+        "_insert_format",
         "_interleaved",
         "_key",
         "_keys",
@@ -110,6 +111,11 @@ class Renderer:
         self._bare = b'{%b"commit_timestamp":"' % names
         self._feed_names = {operation: b'"operation":"%b",%b' % (_word(operation), names) for operation in Operation}
         self._heads = {operation: _head(operation, columns) for operation in Operation}
+        cells = b",".join([_percent(key) + b"%b" for key in self._keys])
+        self._insert_format = b'%b"record":{%b},"errors":null,"position":"' % (
+            _percent(self._heads[Operation.INSERT]),
+            cells,
+        )
 
     def data(
         self, change: Change, commit_timestamp: bytes, position: bytes, last: bool, size_max: int = RECORD_BYTES_MAX
@@ -144,11 +150,14 @@ class Renderer:
         """
         if not self._has_key or not changes:
             return None
-        cells = b",".join([_percent(key) + b"%b" for key in self._keys])
-        start = (around[0], self._bare, commit_timestamp, self._heads[Operation.INSERT], b'"record":{')
-        end = (b'},"errors":null,"position":"', position_head)
-        text = b"%b%b%b%%d" % (_percent(b"".join(start)), cells, _percent(b"".join(end)))
-        plain = text + _percent(b'"}' + around[1])
+        text = b"%b%b%b%b%b%%d" % (
+            _percent(around[0]),
+            _percent(self._bare),
+            commit_timestamp,
+            self._insert_format,
+            _percent(position_head),
+        )
+        plain = text + b'"}' + _percent(around[1])
         pick = self._pick
         try:
             if self._picks_all:
@@ -158,7 +167,7 @@ class Renderer:
         except TypeError:
             return None
         newest = changes[-1]
-        final = text + _percent(b'","last":true}' + around[1])
+        final = text + b'","last":true}' + _percent(around[1])
         rows[-1] = final % (*pick(newest.new), newest.ordinal)  # type: ignore[arg-type]  # of an INSERT
         return None if max(map(len, rows)) > size_max else rows
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 import trio
@@ -18,7 +19,7 @@ from walstream.history.visibility import is_live, settled
 from walstream.model import Change, Operation, Relation, Snapshot, Transaction
 from walstream.protocol.changes import RECORD_BYTES_MAX
 from walstream.protocol.shapes import Shape, TransactionText
-from walstream.protocol.websocket import frame_header
+from walstream.protocol.websocket import frame_header, text_frames
 from walstream.router.binding import Binding
 from walstream.router.index import Router
 from walstream.shell.outbox import Outbox, broadcast
@@ -31,6 +32,9 @@ RUN_AUDIENCES_MAX = 4
 
 SLICE_SOCKETS = 512
 """Sockets that are written to before other tasks get a turn."""
+
+
+_KIND = attrgetter("relation", "operation")
 
 
 class AudienceKey(NamedTuple):
@@ -314,12 +318,12 @@ class Fanout:
         Says the same as ``_deliver`` for each, in a fraction of the time. Returns False, with nothing done, where the
         transaction is not like that or the rows are wanted by many audiences, which share what ``_deliver`` renders.
         """
-        first = changes[0]
-        relation, insert = first.relation, Operation.INSERT
-        if len(changes) < RUN_CHANGES_MIN or first.operation is not insert:
+        if len(changes) < RUN_CHANGES_MIN or changes[0].operation is not Operation.INSERT:
             return False
-        matched = self._router.everyone(relation, insert)
-        if not matched or any(c.relation is not relation or c.operation is not insert for c in changes):
+        first = changes[0]
+        relation = first.relation
+        matched = self._router.everyone(relation, Operation.INSERT)
+        if not matched or len(set(map(_KIND, changes))) > 1:
             return False
         wanted: dict[Audience, list[Binding]] = {}
         for binding in matched:
@@ -340,9 +344,7 @@ class Fanout:
                     return False
                 runs.append((audience, payloads))
         for audience, payloads in runs:
-            pending = audience.pending
-            for payload in payloads:
-                pending += (frame_header(len(payload)), payload)
+            audience.pending += text_frames(payloads)
             self._dirty[audience] = None
             self.frames_out += len(payloads) * len(audience.solo)
         self.changes_out += len(changes)

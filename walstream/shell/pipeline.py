@@ -17,7 +17,7 @@ from walstream import decoder
 from walstream.capture.plan import Admission, Fault, Plan
 from walstream.capture.tally import Tally
 from walstream.decoder import MESSAGE_PREFIX, Decoder
-from walstream.errors import EnvironmentFailure
+from walstream.errors import EnvironmentFailure, Invariant
 from walstream.history.assemble import Assembler
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live
@@ -51,6 +51,7 @@ from walstream.telemetry.log import PLAN_CHANGED, PLAN_FAULTY
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
 
+BATCH_BYTES: Final = 64 * 1024
 EVICT_SECONDS: Final = 1.0
 ADMISSIONS_MAX: Final = 4096
 MISSES_MAX: Final = 20
@@ -117,6 +118,10 @@ class Pipeline:
         self._admissions: dict[Relation, Admission | None] = {}
         self._literals: dict[Literal, bytes | str] = {}
         self._decoder: Decoder | None = None
+        self._decode: Callable[[bytes, int], Record | None] = _no_stream
+        self._open_relation: Relation | None = None  # of the newest row, if every change of it is captured as it is
+        self._batch: list[Change] = []  # rows of it, not yet with the assembler
+        self._batch_bytes = 0
         self._held: Record | None = None
         self._plan_snapshot: Snapshot | None = None
         self._server_start = 0.0
@@ -144,8 +149,11 @@ class Pipeline:
             publication_names=(*publications.NAMES, *filter(None, [self._settings.publication])),
             filter_tables=self._settings.filter_tables,
         )
+        self._decode = self._decoder.decode
         self._catalog.forget_relations()
         self._assembler.reset()
+        self._batch = []
+        self._batch_bytes = 0
         self.tally.forget()
         self._held = None
         self._plan_snapshot = loaded.snapshot
@@ -154,13 +162,18 @@ class Pipeline:
 
     def receive(self, payload: bytes, data_start: int) -> None:
         """See ``Sink.receive``."""
-        assert self._decoder is not None
-        record = self._decoder.decode(payload, data_start)
-        if record is None:
-            return
+        record = self._decode(payload, data_start)
         if type(record) is Change:
+            if record.relation is self._open_relation and record.new is not None:
+                self._batch.append(record)
+                self._batch_bytes += len(payload)
+                if self._batch_bytes > BATCH_BYTES:
+                    self._end_batch()
+                return
+            self._end_batch()
             self._change(record, len(payload))
-        else:
+        elif record is not None:
+            self._end_batch()
             self._take(record, len(payload))
 
     async def recover(self, miss: CatalogMiss, payload: bytes, data_start: int) -> None:
@@ -231,6 +244,21 @@ class Pipeline:
         for change in changes:
             self._change(change, size)
 
+    def _end_batch(self) -> None:
+        """Hand over the rows of the table whose changes are all captured as they are: the usual ones, and the bulk."""
+        if self._batch:
+            admission = self._admissions[self._batch[0].relation]
+            assert admission is not None
+            self._admitted(admission, len(self._batch))
+            self._assembler.extend(self._batch, self._batch_bytes)
+            self._batch = []
+        self._batch_bytes = 0
+
+    def _admitted(self, admission: Admission, count: int) -> None:
+        if not admission.pending:
+            self.tally.touch(admission)
+        admission.pending += count
+
     def _change(self, change: Change, size: int) -> None:
         relation = change.relation
         try:
@@ -242,11 +270,10 @@ class Pipeline:
                 self._held = change
                 raise
         if admission is not None:
-            admitted = change if admission.is_open and change.new is not None else admission.admit(change)
+            self._open_relation = relation if admission.is_open else None
+            admitted = admission.admit(change)
             if admitted is not None:
-                if not admission.pending:
-                    self.tally.touch(admission)
-                admission.pending += 1
+                self._admitted(admission, 1)
                 self._assembler.change(admitted, size)
         elif self._is_control(relation.schema, relation.name):
             self._assembler.control(change, size)
@@ -270,6 +297,7 @@ class Pipeline:
             self._report_faults(self.plan.faults(relation))
         if len(self._admissions) >= ADMISSIONS_MAX:
             self._admissions.clear()
+            self._open_relation = None
         self._admissions[relation] = admission
         return admission
 
@@ -313,6 +341,7 @@ class Pipeline:
         self.tally.retain(row.id for row in plan.rows)
         self._keeper.use(plan)
         self._admissions.clear()
+        self._open_relation = None
         self._literals.clear()
         if self._decoder is not None:
             self._decoder.replan()
@@ -345,6 +374,10 @@ class Pipeline:
         if roles >= self._access.roles.keys():  # else a role has come meanwhile: the miss is met, and loaded, again
             # Who has left meanwhile is not brought back: nobody would keep that role's rights fresh.
             self._access.update(loaded.rights, list(self._access.roles), tables)
+
+
+def _no_stream(payload: bytes, data_start: int) -> Record | None:
+    raise Invariant(f"{len(payload)} bytes at {Lsn(data_start)} before a stream was opened")
 
 
 class _Loaded(NamedTuple):
