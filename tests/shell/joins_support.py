@@ -1,4 +1,4 @@
-"""A database for joins made of a few dictionaries, and connections that keep what they were told; no test lives here."""
+"""A database for joins made of a few dictionaries; connections that keep what they were told. No test lives here."""
 
 from __future__ import annotations
 

@@ -141,6 +141,19 @@ def test_one_bad_item_spoils_the_join_and_no_other() -> None:
     scene(main)
 
 
+def test_who_leaves_as_the_reply_goes_out_gets_nothing() -> None:
+    async def main(rig: Rig) -> None:
+        owner = Owner(rig)
+        owner.on_ready = owner.leave
+        rig.ask(owner, ALL)
+        await answered()
+        await rig.commit_row()
+        assert owner.frames == []
+        assert rig.is_clean
+
+    scene(main)
+
+
 def test_made_up_names_leave_nothing_behind() -> None:
     async def main(rig: Rig) -> None:
         owner = Owner(rig)
