@@ -13,7 +13,19 @@ from walstream.cli import COMMANDS, EXIT_INTERRUPTED, cli
 from walstream.errors import NotFound
 from walstream.shell.terminal import FORMATS
 
-OURS = ("init", "status", "stats", "doctor", "config", "token", "slot", "subscribe", "unsubscribe", "subscriptions")
+OURS = (
+    "init",
+    "status",
+    "stats",
+    "doctor",
+    "config",
+    "token",
+    "slot",
+    "subscribe",
+    "unsubscribe",
+    "subscriptions",
+    "listen",
+)
 
 
 def leaves(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -89,7 +101,7 @@ def test_what_is_no_command_is_answered_with_usage(arguments: list[str]) -> None
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path[0] not in ("token", "config")], ids=" ".join)
 def test_without_a_database_the_key_is_named(path: tuple[str, ...]) -> None:
-    arguments = ["public.users"] if path[-1] in ("subscribe", "unsubscribe", "drop") else []
+    arguments = ["public.users"] if path[-1] in ("subscribe", "unsubscribe", "drop", "listen") else []
     done = CliRunner().invoke(cli, [*path, *arguments])
     assert done.exit_code == 2
     assert done.stderr.splitlines() == [

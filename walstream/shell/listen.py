@@ -281,10 +281,11 @@ class Listener:
         while True:
             await trio.lowlevel.wait_readable(self._sql.fileno())
             async with self._asking:
-                with _translated():
+                with contextlib.suppress(psycopg2.Error):  # of which the notice says more
                     self._sql.poll()
             if self._sql.closed:
-                raise DatabaseUnreachable("the server has ended the session")
+                told = self._sql.notices[-1:] or [": the server has ended the session"]
+                raise DatabaseUnreachable(told[0].partition(":")[2].strip())
 
     async def _take(self, record: Record, size: int) -> None:
         if isinstance(record, Change):
