@@ -129,6 +129,7 @@ class Daemon:
             reader=lambda: self.health.reader,
         )
         self.report = self._make_report()
+        self.pipeline.on_gap = self.joins.gap
         self.expiries = Expiries()
         connections = Connections(self.joins, self.expiries, self.metrics)
         self.edge = Edge(

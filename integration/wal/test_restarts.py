@@ -139,7 +139,7 @@ def test_a_second_daemon_on_the_slot_stands_by_and_takes_over(node: Node) -> Non
             second.kill()
 
 
-def test_a_slot_dropped_behind_our_back_is_made_again(node: Node) -> None:
+def test_a_slot_dropped_behind_our_back_is_made_again_and_clients_are_told(node: Node) -> None:
     node.table("t")
 
     async def main() -> None:
@@ -159,8 +159,8 @@ def test_a_slot_dropped_behind_our_back_is_made_again(node: Node) -> None:
                         continue
                     break
             await trio.to_thread.run_sync(lambda: eventually(lambda: streaming_again(node)))
-            await trio.sleep(0.5)
-            await client.drain()
+            told = (await client.next("system")).payload
+            assert (told["status"], told["event"], told["reason"]) == ("ok", "gap", "slot_lost")
             node.database.execute("insert into t values (2, 'y')")
             assert (await client.changes(1))[0]["record"]["id"] == 2
 

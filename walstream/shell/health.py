@@ -112,7 +112,7 @@ class Health:
         """Whether clients should be sent here.
 
         503 until the slot streams and a heartbeat has come back once; then 200, with ``degraded`` and the reasons
-        while something is amiss, since broadcast and presence go on; 503 again when draining.
+        while something is amiss, since that may be over soon; 503 again when draining.
         """
         status, reasons = self._judge()
         return (200 if status in ("ready", "degraded") else 503), {"status": status, "reasons": reasons}

@@ -60,6 +60,7 @@ MISSES_MAX: Final = 5
 
 DATABASE_AWAY: Final = "The database is not available: the subscription is tried again until it is"
 CHANGED_MIND: Final = "The subscription changed its meaning while the database was away: join again"
+GAP: Final = "Changes may be missing: read the tables again"
 LOST: Final = "The role may not read these changes any more"
 
 log = structlog.get_logger()
@@ -172,6 +173,13 @@ class Joins:
     def __len__(self) -> int:
         """Joins whose changes are delivered."""
         return len(self._joined)
+
+    def gap(self, reason: str) -> None:
+        """Tell everybody that changes may be missing. ``reason``: one of docs/reference/protocol.md."""
+        for joined in list(self._joined.values()):
+            joined.asked.owner.system(
+                joined.asked.request.serial, "ok", GAP, {"event": "gap", "reason": reason}
+            )  # fmt: skip
 
     # -- from connections
 

@@ -88,7 +88,7 @@ class Pipeline:
     """The ``Sink`` of the reader.
 
     ``returned``: called with the content of each transactional message of ours. What the slot keeps back is told by
-    who watches it, through ``slot_seen``.
+    who watches it, through ``slot_seen``. ``on_gap`` gets a reason when changes may be missing before what comes next.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class Pipeline:
         self.plan = Plan(own_schema=settings.schema)
         self.tally = Tally()
         self.changes_in = 0
+        self.on_gap: Callable[[str], object] = lambda reason: None
         self._settings = settings
         self._catalog = catalog
         self._ring = ring
@@ -136,9 +137,11 @@ class Pipeline:
         loaded = await self._database.run(self.load)
         if stream.cluster != self._ring.cluster or stream.is_new_slot:
             # Another cluster, or a slot that begins now: what the ring holds has no continuation.
-            if stream.cluster != self._ring.cluster:
+            is_other = stream.cluster != self._ring.cluster
+            if is_other:
                 self._fanout.cluster_changed()
             self._ring.restart(stream.cluster)
+            self.on_gap("other_cluster" if is_other else "slot_lost")
         self._fanout.server_started(stream.server_start)
         self._server_start = stream.server_start
         self._keeper.is_needed = stream.plugin == "pgoutput"

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from walstream.errors import EnvironmentFailure, WalstreamError
+from walstream.errors import EnvironmentFailure, Invariant, WalstreamError
 
 FIRST_DELAY_SECONDS = 0.1
 DELAY_SECONDS_MAX = 10.0
@@ -34,7 +34,7 @@ async def keep_running(
 ) -> None:
     """Run ``step`` for ever. ``failed`` gets each error and the seconds until the next try.
 
-    Only EnvironmentFailure and other errors of our tree are survived; anything else is a bug and flies. Cancelling it
+    Errors of our tree are survived, but for Invariant: that and anything else is a bug and flies. Cancelling it
     cancels the step.
     """
     delay = 0.0
@@ -42,6 +42,8 @@ async def keep_running(
         started = trio.current_time()
         try:
             await step()
+        except Invariant:
+            raise
         except WalstreamError as error:
             if trio.current_time() - started > STABLE_SECONDS:
                 delay = 0.0

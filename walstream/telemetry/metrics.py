@@ -45,7 +45,7 @@ WATCHED: Final[dict[Watched, _Description]] = {
     "bytes_out": _Description(CounterMetricFamily, "Bytes written to WebSockets."),
     "outbox_bytes": _Description(GaugeMetricFamily, "Bytes waiting in outboxes."),
     "history_bytes": _Description(GaugeMetricFamily, "Bytes of recent changes in memory."),
-    "history_seconds": _Description(GaugeMetricFamily, "Age of the oldest change that can be resumed from."),
+    "history_seconds": _Description(GaugeMetricFamily, "Age of the oldest change in the history."),
 }
 
 
