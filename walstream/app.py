@@ -131,8 +131,13 @@ class Daemon:
         self.report = self._make_report()
         self.pipeline.on_gap = self.joins.gap
         self.expiries = Expiries()
+        self.edge = self._make_edge()
+        self._watch_numbers()
+
+    def _make_edge(self) -> Edge:
+        config = self.config
         connections = Connections(self.joins, self.expiries, self.metrics)
-        self.edge = Edge(
+        return Edge(
             config.host,
             config.port,
             limits=EdgeLimits.of(config),
@@ -141,7 +146,6 @@ class Daemon:
             health=self.health,
             metrics=self.metrics,
         )
-        self._watch_numbers()
 
     def _make_report(self) -> NodeReport:
         config = self.config
