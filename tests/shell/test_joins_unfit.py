@@ -133,6 +133,20 @@ def test_who_has_left_costs_nothing_and_is_told_nothing() -> None:
     assert scene(main) == []
 
 
+def test_who_leaves_while_the_database_is_away_is_asked_for_no_more() -> None:
+    async def main(rig: Rig) -> None:
+        owner, serial = await joined(rig, BY_TEXT)
+        alter(rig)
+        rig.world.is_away = True
+        await trio.sleep(UNFIT_SECONDS * 1.5)
+        trips = rig.world.trips
+        owner.leave(serial)
+        await trio.sleep(UNFIT_SECONDS * 2)
+        assert rig.world.trips == trips
+
+    assert scene(main) == []
+
+
 def test_who_leaves_while_the_database_is_asked_is_told_nothing() -> None:
     async def main(rig: Rig) -> None:
         first, serial = await joined(rig, BY_TEXT)

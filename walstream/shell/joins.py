@@ -511,8 +511,7 @@ class Joins:
             except ItemProblem as problem:
                 log.warning(FILTER_UNFIT, error=problem.message, channels=len(alike))
                 for joined in alike:
-                    if self._joined.get(joined.asked.key) is joined:
-                        joined.asked.owner.system(joined.asked.request.serial, "error", problem.message)
+                    joined.asked.owner.system(joined.asked.request.serial, "error", problem.message)
 
 
 def _load_rights(
