@@ -6,7 +6,6 @@ Beside the daemon, in the same run: ``websockets.broadcast`` and trio-websocket'
 from __future__ import annotations
 
 import multiprocessing
-import selectors
 import socket
 import time
 
@@ -57,7 +56,7 @@ def _steady(dsn: str, daemon: rig.Daemon, sockets: list[socket.socket]) -> tuple
     writer = multiprocessing.get_context("spawn").Process(target=write_steadily, args=(dsn, expected))
     before = daemon.cpu_seconds()
     writer.start()
-    total = read_all(sockets, expected)
+    total = rig.read_all(sockets, expected)
     used = daemon.cpu_seconds() - before
     writer.join()
     return CLIENTS * expected / used, total // (CLIENTS * expected)
@@ -83,37 +82,8 @@ def _burst(dsn: str, daemon: rig.Daemon, sockets: list[socket.socket]) -> float:
     )
     started = time.monotonic()
     daemon.resume()
-    read_all(sockets, BACKLOG)
+    rig.read_all(sockets, BACKLOG)
     return CLIENTS * BACKLOG / (time.monotonic() - started)
-
-
-def read_all(sockets: list[socket.socket], expected: int) -> int:
-    """Read until every socket has had ``expected`` frames. Returns the bytes of all of them."""
-    mark = b'"postgres_changes"'
-    selector = selectors.DefaultSelector()
-    seen = dict.fromkeys(sockets, 0)
-    tails = dict.fromkeys(sockets, b"")
-    for raw in sockets:
-        selector.register(raw, selectors.EVENT_READ, raw)
-    total, left = 0, len(sockets)
-    deadline = time.monotonic() + 120
-    while left:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{left} sockets still wait for frames")
-        for key, _ in selector.select(1):
-            raw = key.data
-            data = raw.recv(1 << 20)
-            if not data:
-                raise RuntimeError("a socket was closed by the server")
-            total += len(data)
-            joined = tails[raw] + data
-            seen[raw] += joined.count(mark)
-            tails[raw] = joined[-(len(mark) - 1) :]
-            if seen[raw] >= expected:
-                selector.unregister(raw)
-                left -= 1
-    selector.close()
-    return total
 
 
 if __name__ == "__main__":

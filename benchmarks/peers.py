@@ -23,8 +23,6 @@ MARK = '"postgres_changes"'
 
 def measure(name: str, clients: int, rate: int, seconds: int, size: int) -> float:
     """Frames per CPU-second of one peer."""
-    from benchmarks.fanout import read_all
-
     port = rig.free_port()
     count = rate * seconds
     process = subprocess.Popen(
@@ -38,7 +36,7 @@ def measure(name: str, clients: int, rate: int, seconds: int, size: int) -> floa
         sockets += [rig.connect(port, "/") for _ in range(clients)]
         usage = psutil.Process(process.pid)
         before = sum(usage.cpu_times()[:2])
-        read_all(sockets, count)
+        rig.read_all(sockets, count)
         return clients * count / (sum(usage.cpu_times()[:2]) - before)
     finally:
         for raw in sockets:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import selectors
 import signal
 import socket
 import statistics
@@ -203,6 +204,35 @@ def join(raw: socket.socket, topic: str, items: Sequence[dict[str, object]], ref
         if not more or b'"status":"error"' in seen:
             raise RuntimeError(f"join failed: {seen!r}")
         seen += more
+
+
+def read_all(sockets: list[socket.socket], expected: int) -> int:
+    """Read until every socket has had ``expected`` frames. Returns the bytes of all of them."""
+    mark = b'"postgres_changes"'
+    selector = selectors.DefaultSelector()
+    seen = dict.fromkeys(sockets, 0)
+    tails = dict.fromkeys(sockets, b"")
+    for raw in sockets:
+        selector.register(raw, selectors.EVENT_READ, raw)
+    total, left = 0, len(sockets)
+    deadline = time.monotonic() + 120
+    while left:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{left} sockets still wait for frames")
+        for key, _ in selector.select(1):
+            raw = key.data
+            data = raw.recv(1 << 20)
+            if not data:
+                raise RuntimeError("a socket was closed by the server")
+            total += len(data)
+            joined = tails[raw] + data
+            seen[raw] += joined.count(mark)
+            tails[raw] = joined[-(len(mark) - 1) :]
+            if seen[raw] >= expected:
+                selector.unregister(raw)
+                left -= 1
+    selector.close()
+    return total
 
 
 def percentile(values: Sequence[float], share: float) -> float:

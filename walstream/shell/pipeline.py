@@ -29,6 +29,7 @@ from walstream.model import (
     Change,
     Commit,
     Message,
+    Operation,
     Record,
     Relation,
     RelationInfo,
@@ -123,6 +124,7 @@ class Pipeline:
         self._open_relation: Relation | None = None  # of the newest row, if every change of it is captured as it is
         self._batch: list[Change] = []  # rows of it, not yet with the assembler
         self._batch_bytes = 0
+        self._truncated: set[tuple[str, str]] = set()  # tables emptied since the transaction's last row
         self._held: Record | None = None
         self._plan_snapshot: Snapshot | None = None
         self._server_start = 0.0
@@ -228,6 +230,7 @@ class Pipeline:
         if isinstance(record, Change):
             self._change(record, size)
         elif isinstance(record, Begin):
+            self._truncated.clear()
             self._assembler.begin(record)
         elif isinstance(record, Commit):
             self._commit(record)
@@ -255,7 +258,18 @@ class Pipeline:
             self._admitted(admission, len(self._batch))
             self._assembler.extend(self._batch, self._batch_bytes)
             self._batch = []
+            self._truncated.clear()
         self._batch_bytes = 0
+
+    def _is_repeated_truncate(self, change: Change) -> bool:
+        """Whether the table was just emptied: the WAL tells of each partition, and wal2json of the root as well."""
+        if change.operation is not Operation.TRUNCATE:
+            self._truncated.clear()
+            return False
+        name = (change.relation.schema, change.relation.name)
+        repeated = name in self._truncated
+        self._truncated.add(name)
+        return repeated
 
     def _admitted(self, admission: Admission, count: int) -> None:
         if not admission.pending:
@@ -274,6 +288,8 @@ class Pipeline:
                 raise
         if admission is not None:
             self._open_relation = relation if admission.is_open else None
+            if self._is_repeated_truncate(change):
+                return
             admitted = admission.admit(change)
             if admitted is not None:
                 self._admitted(admission, 1)
