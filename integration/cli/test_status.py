@@ -74,6 +74,7 @@ def test_everything_is_counted(walstream: Walstream, prepared: TestDatabase) -> 
     }  # fmt: skip
     status = walstream.json("status")
     assert {key: status[key] for key in blocks["status"]} == blocks["status"]
+    assert status["nodes"] == ["n"]
     assert walstream.ok("stats", "csv").out.splitlines()[:2] == ["block,name,value", "status,channels,2"]
     assert "presence       online               1" in walstream.ok("stats").out.splitlines()
 

@@ -103,6 +103,7 @@ def test_a_node_is_there_while_it_runs(daemon: Daemon, prepared: TestDatabase) -
     status = walstream.json("status")
     assert (node_id, version, slot) == (status["node"], status["version"], status["slot"])
     assert (address, pid, clients) == (daemon.environ["WALSTREAM_LISTEN"], daemon.pid, 0)
+    assert status["nodes"] == [node_id]
     assert walstream.json("stats")["connections"]["nodes"] == 1
     eventually(lambda: prepared.query("select 1 from realtime.nodes where last_seen_at > %s", (seen,)))
     eventually(lambda: prepared.scalar("select status -> 'health' ->> 'status' from realtime.nodes") == "ready")
@@ -121,6 +122,7 @@ def test_a_node_is_there_while_it_runs(daemon: Daemon, prepared: TestDatabase) -
     assert daemon.stop() == 0
     assert prepared.query("select node_id from realtime.nodes") == [("another",)]
     assert walstream.json("stats")["connections"]["nodes"] == 0
+    assert walstream.json("status")["nodes"] == []
 
 
 def test_a_table_that_is_locked_stops_nothing(daemon: Daemon, prepared: TestDatabase) -> None:

@@ -236,6 +236,18 @@ def test_a_goodbye_does_not_wait_for_long_and_is_not_said_by_who_has_no_row() ->
     assert run(main, 0, autojump=True).statements == ["report", "goodbye"]
 
 
+def test_a_report_under_way_is_waited_for() -> None:
+    """Else it might be written after the goodbye."""
+    on = Scene()
+    on.database.delay = GOODBYE_SECONDS / 2
+
+    async def scene(on: Scene) -> None:
+        await trio.sleep(0.001)
+        assert on.statements == []
+
+    assert reporting(scene, on).statements == ["report", "goodbye"]
+
+
 def test_a_goodbye_that_fails_is_no_failure() -> None:
     async def scene(on: Scene) -> None:
         await trio.sleep(1)

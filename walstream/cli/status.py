@@ -15,7 +15,7 @@ from walstream.shell.terminal import Terminal
 @click.command("status")
 @terminal.options(word=True)
 def command(shell: Terminal) -> None:
-    """Show what is there and what runs: counts, the slot with its lag, and the daemon that answers on --listen."""
+    """Show what is there and what runs: counts, the slot with its lag, nodes, the daemon that answers on --listen."""
     from walstream.shell import counts, daemon_health, preflight, slots
 
     settings = shell.config
@@ -23,6 +23,7 @@ def command(shell: Terminal) -> None:
         state = preflight.read_schema(connection, settings.schema)
         present = state.condition in ("current", "pending")
         overview = counts.overview(connection, settings.schema) if present else dict.fromkeys(counts.OVERVIEW_COLUMNS)
+        nodes = counts.live_nodes(connection, settings.schema) if present else []
         slot = slots.find(connection, settings.slot)
         server = preflight.read_server(connection)
     health = daemon_health.fetch(settings.host, settings.port)
@@ -45,6 +46,7 @@ def command(shell: Terminal) -> None:
             "safe_bytes": slot.safe_bytes if slot else None,
             "daemon": daemon.get("status", "not running"),
             "daemon_reasons": daemon.get("reasons", []),
+            "nodes": nodes,
             "listen": settings.listen,
             "node": daemon.get("node"),
             "version": daemon.get("version"),

@@ -89,6 +89,14 @@ def statistics(connection: Connection, schema: str) -> dict[str, Counts]:
     }
 
 
+def live_nodes(connection: Connection, schema: str) -> list[str]:
+    """Names of the daemons that report, sorted. Raises psycopg2.Error."""
+    statement = "select node_id from {} where last_seen_at > now() - make_interval(secs => %s) order by 1"
+    with connection.cursor() as cursor:
+        cursor.execute(sql.SQL(statement).format(sql.Identifier(schema, "nodes")), (NODE_SECONDS,))
+        return [name for (name,) in cursor.fetchall()]
+
+
 def _ask(connection: Connection, schema: str, statement: str) -> Counts:
     names = {table: sql.Identifier(schema, table) for table in _TABLES}
     with connection.cursor() as cursor:

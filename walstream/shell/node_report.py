@@ -27,8 +27,8 @@ from walstream.telemetry.log import NODE_UNREPORTED
 REPORT_SECONDS_MAX: Final = NODE_SECONDS / 3
 """Two reports may be lost before a node counts as gone."""
 
-PATIENCE_SECONDS: Final = 5.0
-"""For one report: its connection is needed for joins, too."""
+PATIENCE_SECONDS: Final = 2.0
+"""For one report: its connection is needed for joins, too, and who stops the daemon waits for a report under way."""
 
 GOODBYE_SECONDS: Final = 1.0
 """For taking the row away at the end, which nobody should have to wait for."""
@@ -123,15 +123,13 @@ class NodeReport:
     async def _report(self) -> None:
         values = {**self._facts, "clients": self._health.clients(), "status": json.dumps(self.status())}
         try:
-            with trio.fail_after(PATIENCE_SECONDS):
-                # Before, not after: cancelled on the way it may have been written.
-                self._has_row = True
+            # Not to be cancelled: it might be written when the goodbye has been said.
+            with trio.fail_after(PATIENCE_SECONDS, shield=True):
                 await self._database.run(lambda connection: _execute(connection, self._report_statement, values))
         except (WalstreamError, trio.TooSlowError) as error:
-            self._has_row = False
             self._failed(error)
         else:
-            self._trouble = ""
+            self._has_row, self._trouble = True, ""
 
     def _failed(self, error: WalstreamError | trio.TooSlowError) -> None:
         """Say once what somebody has to repair. That the database is away is said by who proves the way to it."""
