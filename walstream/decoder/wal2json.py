@@ -6,7 +6,9 @@ Whatever that does not recognise goes the strict road, which is the reference an
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Annotated, Final
 
 import msgspec
@@ -33,6 +35,15 @@ from walstream.model import (
 
 SHAPES_PER_TABLE: Final = 256
 """Shapes that are remembered: an UPDATE has one for each set of columns whose values lie outside the row."""
+
+_BEGIN: Final = re.compile(
+    rb'\{"action":"B","xid":(0|[1-9][0-9]{0,8}),"timestamp":"'
+    rb'([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,6}))?\+00"'
+    rb',"lsn":"[0-9A-F/]+","nextlsn":"[0-9A-F/]+"\}'
+).fullmatch
+_COMMIT: Final = re.compile(
+    rb'\{"action":"C",.*"nextlsn":"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})"\}', re.DOTALL
+).fullmatch
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -135,6 +146,8 @@ class Wal2json:
             action = payload[11:12]
             if action == b"C":
                 return _commit(payload)
+            if action == b"B":
+                return self._begin(payload, data_start)
             table = self._find(payload) if action in _ROWS else None
             if table is None:
                 return self._strict(payload, data_start)
@@ -163,6 +176,16 @@ class Wal2json:
         ordinal = self._ordinal
         self._ordinal = ordinal + 1
         return Change(shape.relation, shape.operation, new, old, data_start, ordinal)
+
+    def _begin(self, payload: bytes, data_start: int) -> Record | None:
+        try:
+            begin = _fast_begin(payload)
+        except ValueError:  # no date that there ever was
+            begin = None
+        if begin is None:
+            return self._strict(payload, data_start)
+        self._ordinal = 0
+        return begin
 
     def _find(self, payload: bytes) -> _Table | None:
         """The table that a row message names, with its usual shape as the next to be tried; None if it is new."""
@@ -333,11 +356,26 @@ def _begin(message: _Message, payload: bytes) -> Begin:
     return Begin(message.xid, (at - _EPOCH) // _MICROSECOND)
 
 
+def _fast_begin(payload: bytes) -> Begin | None:
+    """What ``_begin`` says of the usual message; None for any other."""
+    found = _BEGIN(payload)
+    if found is None:
+        return None
+    xid, second, fraction = found.groups()
+    return Begin(int(xid), _microseconds(second) + int(fraction.ljust(6, b"0") if fraction else 0))
+
+
+@lru_cache(maxsize=64)
+def _microseconds(second: bytes) -> int:
+    """Since the Unix epoch, of a text in UTC that transactions share by the thousand. Raises ValueError."""
+    return (datetime.fromisoformat(second.decode("ascii")).replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+
+
 def _commit(payload: bytes) -> Commit:
-    at = payload.rfind(b'"nextlsn":"')
-    if at < 0 or not payload.endswith(b'"}'):
+    found = _COMMIT(payload)
+    if found is None:
         raise DecodeError("a commit without its end position", payload)
-    return Commit(_lsn(payload[at + 11 : -2].decode("ascii", "replace"), payload))
+    return Commit((int(found[1], 16) << 32) | int(found[2], 16))
 
 
 def _lsn(text: str, payload: bytes) -> int:
