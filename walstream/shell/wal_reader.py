@@ -165,12 +165,12 @@ class WalReader:
             self._metrics.decode_errors.inc()
         write = log.info if standby else log.warning
         # Said once per cause, not once per try.
-        if (state, error.message) != (self._health.reader, self._health.reader_reason):
+        if (state, str(error)) != (self._health.reader, self._health.reader_reason):
             write(
                 READER_FAILED, slot=self._reading.slot, code=error.code, reason=reason, error=error.message,
                 repair=error.repair, seconds=round(pause, 1),
             )  # fmt: skip
-        self._health.reader_is(state, error.message)
+        self._health.reader_is(state, str(error))  # with what is to be done about it
 
     async def _stand_by_or_stream(self) -> None:
         """As ``_run_once``; while somebody else streams from the slot, look often whether it is free."""
