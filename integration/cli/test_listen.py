@@ -338,6 +338,30 @@ def test_a_server_that_ends(tmp_path: Path) -> None:
             listening.close()
 
 
+@pytest.mark.parametrize("decoder", ["wal2json", "pgoutput"])
+def test_commits_that_wait_for_every_standby_do_not_wait_for_a_listener_for_long(tmp_path: Path, decoder: str) -> None:
+    with fresh_cluster(tmp_path) as own, fresh_database(own) as database:
+        database.execute("create table public.users (id int primary key); create table public.other (id int)")
+        listening = Listening(Walstream(database.dsn, {"WALSTREAM_DECODER": decoder}), "users")
+        try:
+            database.execute("alter system set synchronous_standby_names = '*'")
+            database.execute("select pg_reload_conf()")
+            while database.scalar("show synchronous_standby_names") != "*":
+                time.sleep(0.05)
+            database.execute("set statement_timeout = '15s'")
+            for number in range(3):
+                database.execute("insert into users values (%s)", (number,))
+                database.execute("insert into other values (%s)", (number,))
+            assert len(listening.payloads(3)) == 3
+        finally:
+            # While the listener is still there: afterwards nobody could confirm what cleaning up commits.
+            database.execute("alter system reset synchronous_standby_names")
+            database.execute("select pg_reload_conf()")
+            while database.scalar("show synchronous_standby_names"):
+                time.sleep(0.05)
+            listening.close()
+
+
 def test_a_stream_that_somebody_ends(listener: Walstream, prepared: TestDatabase) -> None:
     for terminated in (
         "select active_pid from pg_replication_slots where slot_name like 'walstream_listen%%' and database = %s",

@@ -244,13 +244,18 @@ class Listener:
                 await self._read_on(replication.fileno(), cursor)
 
     async def _read_on(self, descriptor: int, cursor: Any) -> None:
+        server_position = 0
         while True:
             message = await self._tick(cursor)
             await self._output.flush()
+            # At once: a user's commit may wait for us where synchronous_standby_names is "*". psycopg2 itself goes on
+            # to the server's position where the stream has nothing of a commit.
             if self._committed:
-                # At once: a user's commit may wait for us where synchronous_standby_names is "*".
                 cursor.send_feedback(flush_lsn=self._committed, force=True)
                 self._committed = 0
+            elif cursor.wal_end != server_position:
+                cursor.send_feedback(force=True)
+            server_position = cursor.wal_end
             if message is None:
                 with trio.move_on_after(IDLE_SECONDS):
                     await trio.lowlevel.wait_readable(descriptor)
