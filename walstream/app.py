@@ -109,15 +109,7 @@ class Daemon:
             trailing=lambda: not self.watch.must_not_trail,
             started=self._stream_started,
         )
-        self.watch = SlotWatch(
-            partial(connect, config.database_url, application_name=f"{APPLICATION_NAME} (watch)"),
-            config.slot,
-            self.health,
-            wal_bytes=config.history_wal_bytes,
-            on_server_leaving=lambda error: self.reader.leave(str(error)),
-            on_look=self._slot_seen,
-            metrics=self.metrics,
-        )
+        self.watch = self._make_watch()
         self.joins = Joins(
             database=self.database,
             catalog=catalog,
@@ -133,6 +125,18 @@ class Daemon:
         self.expiries = Expiries()
         self.edge = self._make_edge()
         self._watch_numbers()
+
+    def _make_watch(self) -> SlotWatch:
+        config = self.config
+        return SlotWatch(
+            partial(connect, config.database_url, application_name=f"{APPLICATION_NAME} (watch)"),
+            config.slot,
+            self.health,
+            wal_bytes=config.history_wal_bytes,
+            on_server_leaving=lambda error: self.reader.leave(str(error)),
+            on_look=self._slot_seen,
+            metrics=self.metrics,
+        )
 
     def _make_edge(self) -> Edge:
         config = self.config
