@@ -401,8 +401,8 @@ def test_a_server_that_leaves_while_the_stream_begins_is_heard() -> None:
             rig.reader.leave("the server is going")
         return await opening(stream)
 
-    rig.base.open = open_  # type: ignore[method-assign]
-    rig.run()
+    with mock.patch.object(rig.base, "open", open_):
+        rig.run()
     assert rig.opened[0].started == {}
     assert rig.opened[1].started != {}
 
