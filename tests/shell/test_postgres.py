@@ -238,7 +238,7 @@ def test_cancelling_cancels_the_statement_and_gives_the_connection_up(opened: Op
             nursery.cancel_scope.cancel()
         with trio.fail_after(20):
             while not opened.connections[0].cancelled:  # by a thread that nobody waits for
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
         assert opened.connections[0].cancelled == 1
         finish.set()
         await database.run(lambda _: None)

@@ -258,7 +258,7 @@ def test_a_tick_ends_when_it_is_large_enough() -> None:
 def test_a_tick_ends_when_it_lasts_too_long() -> None:
     wire = Wire(*[message(b"x") for _ in range(4)])
     rig = Rig(wire)
-    with mock.patch.object(wal_reader, "TICK_SECONDS", -1.0):
+    with mock.patch.multiple(wal_reader, TICK_SECONDS=-1.0, CLOCK_MESSAGES=1):
         rig.run()
     assert rig.base.flushed == 4
 

@@ -141,13 +141,13 @@ class Wal2json:
 
     def decode(self, payload: bytes, data_start: int) -> Record | None:
         """See ``Decoder.decode``."""
+        action = payload[11:12]
+        if action == b"C":
+            return _commit(payload)
+        if action == b"B":
+            return self._begin(payload, data_start)
         match = self._match(payload, self._at)
         if match is None:
-            action = payload[11:12]
-            if action == b"C":
-                return _commit(payload)
-            if action == b"B":
-                return self._begin(payload, data_start)
             table = self._find(payload) if action in _ROWS else None
             if table is None:
                 return self._strict(payload, data_start)

@@ -62,7 +62,8 @@ class Assembler:
 
     def begin(self, record: Begin) -> None:
         """Start a transaction; one that was not committed is forgotten."""
-        self.reset()
+        if self._begin is not None:
+            self.reset()
         self._begin = record
 
     def change(self, change: Change, size: int = 0) -> None:

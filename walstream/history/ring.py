@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
+
+import msgspec
 
 from walstream.history.visibility import extend_xid
 from walstream.lsn import Lsn
@@ -17,7 +18,7 @@ from walstream.model import Snapshot, Transaction
 _FIRST_EPOCH = 1 << 32  # so that xids before the first one that was met have a number, too
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One transaction in the ring. ``sequence`` counts from 0 and never repeats; ``at``: monotonic seconds.
 
     ``highest_xid``: the highest xid up to and including this transaction, counted on from the first that was met.
@@ -79,7 +80,9 @@ class Ring:
         self._entries.append(entry)
         self._by_xid[xid] = entry
         self.size += transaction.size
-        if self.size > self.bytes_max or now - self._entries[0].at > self.seconds:
+        while self.size > self.bytes_max:
+            self._drop_oldest()
+        if self._entries and now - self._entries[0].at > self.seconds:
             self.evict(now)
         return sequence
 

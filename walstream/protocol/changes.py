@@ -77,6 +77,41 @@ class Moment:
         return self._feed
 
 
+class InsertRun:
+    """Says what ``Renderer.data`` says of many INSERTs, each between a frame's prefix and suffix, in far less time."""
+
+    __slots__ = ("_end", "_middle", "_pick", "_start")
+
+    def __init__(self, start: bytes, middle: bytes, end: bytes, pick: _Pick | None) -> None:
+        self._start = start
+        self._middle = middle
+        self._end = end
+        self._pick = pick
+
+    def fill(
+        self, changes: Sequence[Change], commit_timestamp: bytes, position_head: bytes, size_max: int
+    ) -> list[bytes] | None:
+        """The texts of these changes, which are all of their transaction, the last one marked.
+
+        ``size_max``: bytes. None where a row is larger or has gaps: then each needs a closer look.
+        """
+        text = b"".join((self._start, commit_timestamp, self._middle, position_head, b"%d"))
+        plain = b'%b"}%b' % (text, self._end)
+        final = b'%b","last":true}%b' % (text, self._end)
+        pick = self._pick
+        newest = changes[-1]
+        try:
+            if pick is None:
+                rows = [plain % (*change.new, change.ordinal) for change in changes]  # type: ignore[misc]  # of INSERTs
+                rows[-1] = final % (*newest.new, newest.ordinal)  # type: ignore[misc]  # of an INSERT
+            else:
+                rows = [plain % (*pick(change.new), change.ordinal) for change in changes]  # type: ignore[arg-type]  # of INSERTs
+                rows[-1] = final % (*pick(newest.new), newest.ordinal)  # type: ignore[arg-type]  # of an INSERT
+        except TypeError:
+            return None
+        return None if max(map(len, rows)) > size_max else rows
+
+
 class Renderer:
     """Encodes the changes of one relation, restricted to ``select`` and the primary key where given."""
 
@@ -85,7 +120,6 @@ class Renderer:
         "_feed_names",
         "_has_key",
         "_heads",
-        "_insert_format",
         "_interleaved",
         "_key",
         "_keys",
@@ -111,11 +145,6 @@ class Renderer:
         self._bare = b'{%b"commit_timestamp":"' % names
         self._feed_names = {operation: b'"operation":"%b",%b' % (_word(operation), names) for operation in Operation}
         self._heads = {operation: _head(operation, columns) for operation in Operation}
-        cells = b",".join([_percent(key) + b"%b" for key in self._keys])
-        self._insert_format = b'%b"record":{%b},"errors":null,"position":"' % (
-            _percent(self._heads[Operation.INSERT]),
-            cells,
-        )
 
     def data(
         self, change: Change, commit_timestamp: bytes, position: bytes, last: bool, size_max: int = RECORD_BYTES_MAX
@@ -135,41 +164,20 @@ class Renderer:
         rows = _join(b'"record":{', new, b'"old_record":{', old)
         return b"".join((*start, rows, b'"errors":%b,"position":"' % TOO_LARGE, *end))
 
-    def inserts(
-        self,
-        changes: Sequence[Change],
-        commit_timestamp: bytes,
-        position_head: bytes,
-        around: tuple[bytes, bytes],
-        size_max: int = RECORD_BYTES_MAX,
-    ) -> list[bytes] | None:
-        """What ``data`` says of each of these INSERTs of one transaction, its last one included, between ``around``.
+    def insert_run(self, prefix: bytes, suffix: bytes) -> InsertRun | None:
+        """A text with gaps for what ``data`` says of an INSERT, between ``prefix`` and ``suffix``.
 
-        For runs of rows: one text with gaps is filled for each. None where that is not possible, because of a row that
-        is too large or has gaps itself.
+        None for a table without a primary key, whose changes are errors.
         """
-        if not self._has_key or not changes:
+        if not self._has_key:
             return None
-        text = b"%b%b%b%b%b%%d" % (
-            _percent(around[0]),
-            _percent(self._bare),
-            commit_timestamp,
-            self._insert_format,
-            _percent(position_head),
+        cells = b",".join([_percent(key) + b"%b" for key in self._keys])
+        return InsertRun(
+            _percent(prefix + self._bare),
+            b'%b"record":{%b},"errors":null,"position":"' % (_percent(self._heads[Operation.INSERT]), cells),
+            _percent(suffix),
+            None if self._picks_all else self._pick,
         )
-        plain = text + b'"}' + _percent(around[1])
-        pick = self._pick
-        try:
-            if self._picks_all:
-                rows = [plain % (*change.new, change.ordinal) for change in changes]  # type: ignore[misc]  # of INSERTs
-            else:
-                rows = [plain % (*pick(change.new), change.ordinal) for change in changes]  # type: ignore[arg-type]  # of INSERTs
-        except TypeError:
-            return None
-        newest = changes[-1]
-        final = text + b'","last":true}' + _percent(around[1])
-        rows[-1] = final % (*pick(newest.new), newest.ordinal)  # type: ignore[arg-type]  # of an INSERT
-        return None if max(map(len, rows)) > size_max else rows
 
     def error(self, operation: Operation, errors: bytes, commit_timestamp: bytes, position: bytes, last: bool) -> bytes:
         """The ``data`` object that names an error and shows no values. ``errors``: JSON text of a list."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from walstream.model import Change, Operation, Transaction
-from walstream.protocol.changes import RECORD_BYTES_MAX, Moment, renderer
+from walstream.model import Change, Operation, Relation, Transaction
+from walstream.protocol.changes import RECORD_BYTES_MAX, InsertRun, Moment, renderer
 from walstream.protocol.phoenix import change_frame_parts, frame_parts
 
 
@@ -60,23 +60,11 @@ class Shape(enum.Enum):
         tail = frame_parts(vsn, "", "")[1]
         return b"}" + tail if self is Shape.CHANGES else tail
 
-    def render_inserts(
-        self,
-        changes: Sequence[Change],
-        text: TransactionText,
-        columns: tuple[str, ...] | None,
-        around: tuple[bytes, bytes],
-    ) -> list[bytes] | None:
-        """INSERTs of one relation that are all of their transaction, each between ``around``, the last one marked.
-
-        None where they have to be rendered one by one.
-        """
-        if self is Shape.FEED:
-            return None
-        encoder = renderer(changes[0].relation, columns)
-        return encoder.inserts(
-            changes, text.moment.commit_timestamp, text.position_head, around, text.max_record_bytes
-        )  # fmt: skip
+    def insert_run(
+        self, relation: Relation, columns: tuple[str, ...] | None, prefix: bytes, suffix: bytes
+    ) -> InsertRun | None:
+        """For transactions of nothing but INSERTs into one table; None where each has to be rendered by itself."""
+        return None if self is Shape.FEED else renderer(relation, columns).insert_run(prefix, suffix)
 
     def render(self, change: Change, text: TransactionText, columns: tuple[str, ...] | None, *, last: bool) -> bytes:
         """The change itself. ``columns``: selected ones, None for all; ``last``: the last of its transaction."""

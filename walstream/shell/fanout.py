@@ -17,7 +17,7 @@ import trio
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live, settled
 from walstream.model import Change, Operation, Relation, Snapshot, Transaction
-from walstream.protocol.changes import RECORD_BYTES_MAX
+from walstream.protocol.changes import RECORD_BYTES_MAX, InsertRun
 from walstream.protocol.shapes import Shape, TransactionText
 from walstream.protocol.websocket import frame_header, text_frames
 from walstream.router.binding import Binding
@@ -29,6 +29,7 @@ SLICE_CHANGES = 500
 
 RUN_CHANGES_MIN = 2
 RUN_AUDIENCES_MAX = 4
+RUNS_MAX = 1000
 
 SLICE_SOCKETS = 512
 """Sockets that are written to before other tasks get a turn."""
@@ -121,12 +122,12 @@ class Audience:
     def __len__(self) -> int:
         return len(self.solo) + len(self.shared) + len(self.joining)
 
-    def prefix(self, change: Change, ids: tuple[int, ...]) -> bytes:
+    def prefix(self, operation: Operation, ids: tuple[int, ...]) -> bytes:
         """What stands before the change's own text in a frame with these ids."""
-        key = (change.operation, ids)
+        key = (operation, ids)
         prefix = self.prefixes.get(key)
         if prefix is None:
-            prefix = self.key.shape.prefix(self.key.vsn, self.key.topic, change.operation, ids)
+            prefix = self.key.shape.prefix(self.key.vsn, self.key.topic, operation, ids)
             self.prefixes[key] = prefix
         return prefix
 
@@ -137,6 +138,14 @@ class _Queued(NamedTuple):
     sequence: int
     transaction: Transaction
     text: TransactionText
+
+
+class _Runs(NamedTuple):
+    """What ``_insert_runs`` found, and what it was found from."""
+
+    matched: Sequence[Binding] | None
+    members: int
+    runs: list[tuple[Audience, InsertRun]] | None
 
 
 class Fanout:
@@ -162,6 +171,8 @@ class Fanout:
         self._backlog_waiting = trio.Event()
         self._touched: dict[Audience, None] = {}  # audiences that hold a change of the half-routed transaction
         self._server_start: float | None = None
+        self._runs: dict[Relation, _Runs] = {}
+        self._changed_members = 0  # counts every change of who is in which audience, and how
         self.frames_out = 0
         self.changes_out = 0
 
@@ -199,6 +210,7 @@ class Fanout:
         return audience
 
     def _enter(self, member: Member) -> None:
+        self._changed_members += 1
         audience, outbox = member.audience, member.outbox
         memberships = self._memberships.setdefault(outbox, [])
         memberships.append(member)
@@ -220,6 +232,7 @@ class Fanout:
 
     def leave(self, member: Member) -> None:
         """Remove a socket from an audience; nothing more of it is delivered."""
+        self._changed_members += 1
         audience, outbox = member.audience, member.outbox
         self._drain(audience)
         for place in (audience.solo, audience.shared, audience.joining):
@@ -245,6 +258,7 @@ class Fanout:
 
     def _share(self, member: Member) -> None:
         """The socket has a second audience now: from here on its frames are queued one by one."""
+        self._changed_members += 1
         audience = member.audience
         if audience.solo.get(member.outbox) is member:
             self._drain(audience)
@@ -252,6 +266,7 @@ class Fanout:
             audience.shared[member.outbox] = member
 
     def _settle(self, member: Member) -> None:
+        self._changed_members += 1
         audience, outbox = member.audience, member.outbox
         self._drain(audience)
         del audience.joining[outbox]
@@ -316,39 +331,64 @@ class Fanout:
         """Route a transaction of nothing but INSERTs into one table of which everybody gets all: the usual bulk.
 
         Says the same as ``_deliver`` for each, in a fraction of the time. Returns False, with nothing done, where the
-        transaction is not like that or the rows are wanted by many audiences, which share what ``_deliver`` renders.
+        transaction is not like that.
         """
         if len(changes) < RUN_CHANGES_MIN or changes[0].operation is not Operation.INSERT:
             return False
-        first = changes[0]
-        relation = first.relation
-        matched = self._router.everyone(relation, Operation.INSERT)
-        if not matched or len(set(map(_KIND, changes))) > 1:
+        if len(set(map(_KIND, changes))) > 1:
             return False
-        wanted: dict[Audience, list[Binding]] = {}
-        for binding in matched:
-            for audience in self._by_binding.get(binding.id, ()):
-                wanted.setdefault(audience, []).append(binding)
+        relation = changes[0].relation
         runs = []
-        for audience, bindings in wanted.items():
-            key = audience.key
-            if audience.shared or audience.joining or len(wanted) > RUN_AUDIENCES_MAX:
-                return False
-            columns = bindings[0].select
-            if any(binding.select != columns for binding in bindings):
-                return False
-            if self._access.allowed(key.role, relation):
-                prefix = audience.prefix(first, tuple([binding.id for binding in bindings]))
-                payloads = key.shape.render_inserts(changes, text, columns, (prefix, audience.suffix))
+        for audience, run in self._insert_runs(relation) or ():
+            if self._access.allowed(audience.key.role, relation):
+                payloads = run.fill(
+                    changes, text.moment.commit_timestamp, text.position_head, text.max_record_bytes
+                )  # fmt: skip
                 if payloads is None:
                     return False
                 runs.append((audience, payloads))
+        if not runs:
+            return False
         for audience, payloads in runs:
             audience.pending += text_frames(payloads)
             self._dirty[audience] = None
             self.frames_out += len(payloads) * len(audience.solo)
         self.changes_out += len(changes)
         return True
+
+    def _insert_runs(self, relation: Relation) -> list[tuple[Audience, InsertRun]] | None:
+        """Who gets every INSERT of a table, and in what text; None where that depends on the row or on the socket.
+
+        None for many audiences, too: they share what ``_deliver`` renders. Kept until somebody comes or goes.
+        """
+        matched = self._router.everyone(relation, Operation.INSERT)
+        known = self._runs.get(relation)
+        if known is not None and known.matched is matched and known.members == self._changed_members:
+            return known.runs
+        if len(self._runs) >= RUNS_MAX:
+            self._runs.clear()
+        runs = self._plan_runs(relation, matched) if matched else None
+        self._runs[relation] = _Runs(matched, self._changed_members, runs)
+        return runs
+
+    def _plan_runs(self, relation: Relation, matched: Sequence[Binding]) -> list[tuple[Audience, InsertRun]] | None:
+        wanted: dict[Audience, list[Binding]] = {}
+        for binding in matched:
+            for audience in self._by_binding.get(binding.id, ()):
+                wanted.setdefault(audience, []).append(binding)
+        if len(wanted) > RUN_AUDIENCES_MAX:
+            return None
+        runs = []
+        for audience, bindings in wanted.items():
+            columns = bindings[0].select
+            if audience.shared or audience.joining or any(binding.select != columns for binding in bindings):
+                return None
+            prefix = audience.prefix(Operation.INSERT, tuple([binding.id for binding in bindings]))
+            run = audience.key.shape.insert_run(relation, columns, prefix, audience.suffix)
+            if run is None:
+                return None
+            runs.append((audience, run))
+        return runs
 
     async def run(self) -> None:
         """Route what ``route`` queued, a slice at a time, for ever.
@@ -447,7 +487,7 @@ class Fanout:
             shared = rendered.get((key.shape, columns))
             if shared is None:
                 shared = rendered[key.shape, columns] = Rendered(change, text, key.shape, columns)
-            audience.held.append((shared, audience.prefix(change, ids)))
+            audience.held.append((shared, audience.prefix(change.operation, ids)))
 
     def _finish(self, audience: Audience, *, last: bool) -> None:
         """Turn the held change into frames: for the tick's one write, and at once for who is not part of it."""

@@ -36,6 +36,9 @@ TICK_BYTES: Final = 256 * 1024
 TICK_SECONDS: Final = 0.002
 """A tick ends when nothing is there to read, or after this much; it never waits for more."""
 
+CLOCK_MESSAGES: Final = 8
+"""Messages between looks at the clock."""
+
 STATUS_SECONDS: Final = 10
 """Between status updates; less where ``wal_sender_timeout`` is short."""
 
@@ -254,14 +257,16 @@ class WalReader:
                     # The process was stopped or the machine suspended: the server may have given up on us, and
                     # psycopg2 would answer a keepalive that waits here by confirming what it announces.
                     raise DatabaseUnreachable("the stream was not read for too long")
+                count = 0
                 while (message := read()) is not None:
                     payload = message.payload
+                    count += 1
                     try:
                         receive(payload, message.data_start)
                     except CatalogMiss as miss:
                         await self._recover(miss, payload, message.data_start, patience)
                     size += len(payload)
-                    if size > TICK_BYTES or clock() > tick_ends:
+                    if size > TICK_BYTES or (not count % CLOCK_MESSAGES and clock() > tick_ends):
                         break
                 last_read = _boot_clock()
                 if size:
