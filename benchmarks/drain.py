@@ -17,8 +17,8 @@ from typing import Any
 from benchmarks import rig
 from walstream.decoder import make
 from walstream.model import Catalog
-from walstream.shell.postgres import connect
-from walstream.shell.private_cluster import Cluster
+from walstream.shell.commands.private_cluster import Cluster
+from walstream.shell.database.postgres import connect
 
 ROWS = 200_000
 INSERT = """

@@ -25,8 +25,8 @@ import jwt
 import psutil
 import psycopg2
 
-from walstream.shell.private_cluster import Cluster
-from walstream.shell.server_binaries import choose_binaries
+from walstream.shell.commands.private_cluster import Cluster
+from walstream.shell.commands.server_binaries import choose_binaries
 
 SECRET = "benchmark-secret-with-at-least-32-characters"
 TABLE = """

@@ -8,7 +8,7 @@ import pytest
 
 from integration.fixtures.postgres import TestDatabase, fresh_database, prepared_template, session_cluster
 from tests.support import clean_environment, load_hypothesis_profile
-from walstream.shell.private_cluster import Cluster
+from walstream.shell.commands.private_cluster import Cluster
 
 clean_environment()
 load_hypothesis_profile()

@@ -35,24 +35,24 @@ from walstream.errors import ConfigError, WalstreamError
 from walstream.history.ring import Ring
 from walstream.model import Catalog
 from walstream.router import Router
-from walstream.shell.access import TableAccess
-from walstream.shell.admission import Admission, session_limits
-from walstream.shell.connection import Connections
-from walstream.shell.edge import Edge
-from walstream.shell.expiries import Expiries
-from walstream.shell.fanout import Fanout
+from walstream.shell.clients.admission import Admission, session_limits
+from walstream.shell.clients.connection import Connections
+from walstream.shell.clients.edge import Edge
+from walstream.shell.clients.expiries import Expiries
+from walstream.shell.clients.http_app import make_app
+from walstream.shell.clients.joins import Joins
+from walstream.shell.clients.key_sets import load_key_set
+from walstream.shell.clients.limits import EdgeLimits, raise_open_files
+from walstream.shell.database.access import TableAccess
+from walstream.shell.database.postgres import Database, connect
+from walstream.shell.delivery.fanout import Fanout
 from walstream.shell.health import Health
-from walstream.shell.heartbeat import Heartbeat
-from walstream.shell.http_app import make_app
-from walstream.shell.joins import Joins
-from walstream.shell.key_sets import load_key_set
-from walstream.shell.limits import EdgeLimits, raise_open_files
-from walstream.shell.node_report import NodeReport
-from walstream.shell.pipeline import Pipeline, PipelineSettings
-from walstream.shell.postgres import Database, connect
-from walstream.shell.publication_keeper import PublicationKeeper
-from walstream.shell.slot_watch import Look, SlotWatch
-from walstream.shell.wal_reader import Reading, WalReader
+from walstream.shell.wal.heartbeat import Heartbeat
+from walstream.shell.wal.node_report import NodeReport
+from walstream.shell.wal.pipeline import Pipeline, PipelineSettings
+from walstream.shell.wal.publication_keeper import PublicationKeeper
+from walstream.shell.wal.slot_watch import Look, SlotWatch
+from walstream.shell.wal.wal_reader import Reading, WalReader
 from walstream.telemetry import log as logs
 from walstream.telemetry.log import SERVER_STARTED, SERVER_STOPPED
 from walstream.telemetry.metrics import Metrics

@@ -14,7 +14,7 @@
     ├── DecodeError          the output plugin sent something that is no valid record
     └── Invariant            our own bug: crash and be restarted
 
-Drivers' errors stay in ``__cause__``; they are translated in one place, ``walstream.shell.postgres``.
+Drivers' errors stay in ``__cause__``; they are translated in one place, ``walstream.shell.database.postgres``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from integration.fixtures.postgres import TestDatabase
 from walstream.lsn import Lsn
-from walstream.shell.postgres import connect
+from walstream.shell.database.postgres import connect
 
 PLUGINS = ("wal2json", "pgoutput")
 APPLICATION = "walstream assumption"

@@ -21,7 +21,7 @@ from integration.assumptions.stream import (
 )
 from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database
 from walstream.lsn import Lsn
-from walstream.shell.private_cluster import Cluster
+from walstream.shell.commands.private_cluster import Cluster
 
 SENDER_SECONDS = 2.0
 LARGE = 40_000

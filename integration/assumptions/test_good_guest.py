@@ -18,11 +18,11 @@ import trio
 from integration.assumptions.stream import APPLICATION, PLUGINS, Stream, confirmed, eventually, make_slot, streaming
 from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database
 from walstream.errors import WalstreamError
+from walstream.shell.commands.private_cluster import Cluster
+from walstream.shell.database.postgres import connect, translate
 from walstream.shell.health import Health
-from walstream.shell.heartbeat import emit
-from walstream.shell.postgres import connect, translate
-from walstream.shell.private_cluster import Cluster
-from walstream.shell.slot_watch import SlotWatch, look
+from walstream.shell.wal.heartbeat import emit
+from walstream.shell.wal.slot_watch import SlotWatch, look
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pytest
 from integration.assumptions.stream import Stream, make_slot
 from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, wal2json_server
 from walstream.errors import DatabaseRefused
-from walstream.shell import slots
-from walstream.shell.postgres import connect, translate
-from walstream.shell.private_cluster import Cluster
-from walstream.shell.server_binaries import find_binaries
+from walstream.shell.commands.private_cluster import Cluster
+from walstream.shell.commands.server_binaries import find_binaries
+from walstream.shell.database import slots
+from walstream.shell.database.postgres import connect, translate
 
 SETTING = "output_plugin_libraries"
 FACTORY = "pgoutput, test_decoding"

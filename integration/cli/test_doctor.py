@@ -11,8 +11,9 @@ import pytest
 from integration.cli.conftest import Walstream
 from integration.cli.pooler import pooler
 from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, migrate, prepared_template
-from walstream.shell import postgres, preflight
-from walstream.shell.private_cluster import Cluster
+from walstream.shell.commands import preflight
+from walstream.shell.commands.private_cluster import Cluster
+from walstream.shell.database import postgres
 
 TABLES = """
 create table public.users (id integer primary key, name text);

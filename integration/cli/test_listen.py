@@ -17,7 +17,7 @@ import pytest
 from integration.cli.conftest import Walstream
 from integration.fixtures.daemon import SECRET, running_daemon
 from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database
-from walstream.shell.private_cluster import Cluster
+from walstream.shell.commands.private_cluster import Cluster
 
 SECONDS = 20.0
 

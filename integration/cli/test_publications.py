@@ -10,8 +10,8 @@ import pytest
 
 from integration.cli.conftest import Walstream
 from integration.fixtures.postgres import TestDatabase
-from walstream.shell import postgres, publications
-from walstream.shell.publications import Synced
+from walstream.shell.database import postgres, publications
+from walstream.shell.database.publications import Synced
 
 TABLES = """
 create table public.keyed (id integer primary key);

@@ -12,7 +12,7 @@ from pathlib import Path
 from integration.cli.conftest import Walstream
 from integration.fixtures.daemon import free_port, running_daemon
 from integration.fixtures.postgres import TestDatabase
-from walstream.shell import daemon_health
+from walstream.shell.commands import daemon_health
 
 ROWS = """
 insert into realtime.channels (slug, name, type) values ('a', 'A', 'public'), ('b', 'B', 'private');

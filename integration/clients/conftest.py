@@ -9,7 +9,7 @@ import pytest
 
 from integration.fixtures.daemon import Daemon, running_daemon
 from integration.fixtures.postgres import TestDatabase, fresh_database
-from walstream.shell.private_cluster import Cluster
+from walstream.shell.commands.private_cluster import Cluster
 
 _numbers = itertools.count(1)
 

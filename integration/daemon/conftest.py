@@ -16,7 +16,7 @@ import pytest
 from integration.fixtures.daemon import Daemon, running_daemon, token
 from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, migrate
 from integration.fixtures.ws import PhoenixClient
-from walstream.shell.private_cluster import Cluster
+from walstream.shell.commands.private_cluster import Cluster
 
 QUICK = {"WALSTREAM_HEARTBEAT_SECONDS": "1s", "WALSTREAM_DRAIN_SECONDS": "2s"}
 

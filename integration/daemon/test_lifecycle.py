@@ -16,7 +16,7 @@ from integration.daemon.conftest import Node, Start, bearer, eventually, verdict
 from integration.fixtures.daemon import Daemon, free_port
 from integration.fixtures.postgres import TestDatabase, migrate
 from integration.fixtures.ws import phoenix
-from walstream.shell.joins import DATABASE_AWAY
+from walstream.shell.clients.joins import DATABASE_AWAY
 
 WISH = {"event": "*", "schema": "public", "table": "t"}
 DRAIN_SECONDS = 2.0

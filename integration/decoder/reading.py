@@ -12,8 +12,8 @@ from psycopg2.extras import LogicalReplicationConnection
 from integration.fixtures.postgres import TestDatabase
 from walstream.decoder import DECODERS, MESSAGE_PREFIX, make
 from walstream.model import Catalog, CatalogMiss, Change, Message, Record
-from walstream.shell.catalog import load_relations, load_types
-from walstream.shell.postgres import connect
+from walstream.shell.database.catalog import load_relations, load_types
+from walstream.shell.database.postgres import connect
 
 SECONDS = 20
 

@@ -8,7 +8,7 @@ from integration.decoder.reading import readers
 from integration.decoder.samples import SAMPLES, SCHEMA, Sample
 from integration.fixtures.postgres import TestDatabase
 from walstream.model import Change, Message
-from walstream.shell.postgres import connect
+from walstream.shell.database.postgres import connect
 
 HOSTILE_SETTINGS = """
 alter database {name} set timezone = 'Asia/Kathmandu';

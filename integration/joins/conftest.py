@@ -9,9 +9,9 @@ import pytest
 from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
 
 from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database
-from walstream.shell.postgres import connect
-from walstream.shell.private_cluster import Cluster
-from walstream.shell.server_binaries import Binaries, find_binaries
+from walstream.shell.commands.private_cluster import Cluster
+from walstream.shell.commands.server_binaries import Binaries, find_binaries
+from walstream.shell.database.postgres import connect
 
 
 def _versions() -> list[Binaries]:

@@ -8,7 +8,7 @@ import pytest
 from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
 
 from integration.fixtures.postgres import TestDatabase
-from walstream.shell.access import RoleFacts, TableRight, load_rights, load_roles
+from walstream.shell.database.access import RoleFacts, TableRight, load_rights, load_roles
 
 SUFFIXES = ("reader", "other", "service", "root", "daemon", "inherits")
 OPEN, CLOSED, HIDDEN = TableRight(True, False), TableRight(False, False), TableRight(False, True)

@@ -7,7 +7,7 @@ from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a cla
 
 from integration.fixtures.postgres import TestDatabase
 from walstream.model import Column, RelationInfo, ReplicaIdentity
-from walstream.shell.catalog import load_relations, load_types
+from walstream.shell.database.catalog import load_relations, load_types
 
 
 def relation(connection: PgConnection, name: str, schema: str = "public") -> RelationInfo:

@@ -13,8 +13,15 @@ from walstream.decoder.values import from_text
 from walstream.history.visibility import is_live, settled
 from walstream.lsn import Lsn
 from walstream.model import Catalog, Column, Snapshot, Transaction
-from walstream.shell.catalog import load_relations, load_types
-from walstream.shell.join_facts import LITERALS_AT_ONCE, Literal, cast_literals, load_snapshot, load_tables, tables_of
+from walstream.shell.database.catalog import load_relations, load_types
+from walstream.shell.database.join_facts import (
+    LITERALS_AT_ONCE,
+    Literal,
+    cast_literals,
+    load_snapshot,
+    load_tables,
+    tables_of,
+)
 
 DECLARATIONS = """
 create schema types;

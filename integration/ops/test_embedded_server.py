@@ -10,8 +10,8 @@ from integration.fixtures.daemon import running_daemon, token
 from integration.fixtures.postgres import TestDatabase, fresh_cluster, migrate
 from integration.fixtures.ws import phoenix
 from tests.support import run
-from walstream.shell import server_binaries
-from walstream.shell.server_binaries import Binaries, find_binaries
+from walstream.shell.commands import server_binaries
+from walstream.shell.commands.server_binaries import Binaries, find_binaries
 
 
 def embedded() -> Binaries:

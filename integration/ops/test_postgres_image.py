@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from integration.fixtures.postgres import TestDatabase, fresh_cluster
-from walstream.shell.private_cluster import Cluster
+from walstream.shell.commands.private_cluster import Cluster
 
 IMAGE = Path(__file__).resolve().parents[2] / "docker" / "postgres-wal"
 

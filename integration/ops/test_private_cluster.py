@@ -10,7 +10,7 @@ import pytest
 
 from integration.fixtures.postgres import TestDatabase, fresh_cluster, wal2json_server
 from walstream.errors import EnvironmentFailure
-from walstream.shell.private_cluster import Cluster
+from walstream.shell.commands.private_cluster import Cluster
 
 
 def answer(cluster: Cluster, statement: str) -> object:

@@ -17,9 +17,9 @@ from walstream.errors import FilterError
 from walstream.model import Catalog, Column, Relation, Row
 from walstream.predicate import Expression, compile, like, literals_needed, normalise, regex  # noqa: A004
 from walstream.router import parse_filter
-from walstream.shell.catalog import load_relations, load_types
-from walstream.shell.join_facts import cast_literals
-from walstream.shell.postgres import connect
+from walstream.shell.database.catalog import load_relations, load_types
+from walstream.shell.database.join_facts import cast_literals
+from walstream.shell.database.postgres import connect
 
 ROWS = 60
 FILTERS = 400

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from walstream.cli import COMMANDS, EXIT_INTERRUPTED, cli
 from walstream.errors import NotFound
-from walstream.shell.terminal import FORMATS
+from walstream.shell.commands.terminal import FORMATS
 
 OURS = (
     "init",

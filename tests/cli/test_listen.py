@@ -19,10 +19,10 @@ from walstream.channel.topic import feed_topic, parse_topic
 from walstream.cli import cli
 from walstream.errors import DatabaseUnreachable, EnvironmentFailure
 from walstream.model import Operation
-from walstream.shell import listen_output
-from walstream.shell.listen import Scope
-from walstream.shell.listen_output import Output, notification
-from walstream.shell.tables import Target
+from walstream.shell.commands import listen_output
+from walstream.shell.commands.listen import Scope
+from walstream.shell.commands.listen_output import Output, notification
+from walstream.shell.database.tables import Target
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=63)
 

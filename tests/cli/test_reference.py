@@ -53,6 +53,6 @@ def test_every_code_of_doctor_is_documented() -> None:
     page = (REFERENCE / "commands.md").read_text(encoding="utf-8").partition("## doctor")[2]
     found: set[str] = set()
     for name in ("checkup", "preflight", "preflight_tables", "subscriptions"):
-        source = (ROOT / "walstream" / "shell" / f"{name}.py").read_text(encoding="utf-8")
+        source = (ROOT / "walstream" / "shell" / "commands" / f"{name}.py").read_text(encoding="utf-8")
         found |= {code for match in _CODE.findall(source) for code in match if code}
     assert found == first_words(page)

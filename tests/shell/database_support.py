@@ -10,7 +10,7 @@ import psycopg2
 import psycopg2.extensions
 import trio
 
-from walstream.shell.postgres import PgConnection
+from walstream.shell.database.postgres import PgConnection
 
 T = TypeVar("T")
 

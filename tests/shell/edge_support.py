@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
-from walstream.shell.outbox import Drains, Outbox
-from walstream.shell.sockets import Head, Socket
-from walstream.shell.stream import SocketStream
-from walstream.shell.websocket import WebSockets
+from walstream.shell.clients.sockets import Head, Socket
+from walstream.shell.clients.stream import SocketStream
+from walstream.shell.clients.websocket import WebSockets
+from walstream.shell.delivery.outbox import Drains, Outbox
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 UPGRADE = (

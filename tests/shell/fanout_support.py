@@ -13,8 +13,8 @@ from walstream.lsn import Lsn
 from walstream.model import Change, Operation, Relation, Snapshot, Transaction
 from walstream.protocol.shapes import Shape
 from walstream.router import Binding, Router, parse_filter
-from walstream.shell.fanout import AudienceKey, Fanout
-from walstream.shell.outbox import Outbox
+from walstream.shell.delivery.fanout import AudienceKey, Fanout
+from walstream.shell.delivery.outbox import Outbox
 
 
 class Wire:

@@ -22,14 +22,14 @@ from walstream.history.ring import Ring
 from walstream.lsn import Lsn
 from walstream.model import Catalog, Change, Column, Operation, Relation, RelationInfo, Snapshot, Transaction, TypeInfo
 from walstream.router import Router
-from walstream.shell import joins as joins_module
-from walstream.shell.access import RoleFacts, TableAccess, TableRight
-from walstream.shell.fanout import Fanout
+from walstream.shell.clients import joins as joins_module
+from walstream.shell.clients.joins import LOST, Joins
+from walstream.shell.database.access import RoleFacts, TableAccess, TableRight
+from walstream.shell.database.plan_source import LoadedPlan
+from walstream.shell.database.postgres import Database
+from walstream.shell.delivery.fanout import Fanout
+from walstream.shell.delivery.outbox import Outbox
 from walstream.shell.health import ReaderState
-from walstream.shell.joins import LOST, Joins
-from walstream.shell.outbox import Outbox
-from walstream.shell.plan_source import LoadedPlan
-from walstream.shell.postgres import Database
 
 T = TypeVar("T")
 Table = tuple[str, str]

@@ -56,9 +56,10 @@ def test_a_type_error_is_silenced_with_code_and_reason() -> None:
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
-        ("trio_websocket", {"shell/websocket.py", "shell/listen_live.py"}),  # the server, and a client of it
-        ("hypercorn", {"shell/http_edge.py"}),
-        ("h11", {"shell/head.py"}),
+        # The server, and a client of it.
+        ("trio_websocket", {"shell/clients/websocket.py", "shell/commands/listen_live.py"}),
+        ("hypercorn", {"shell/clients/http_edge.py"}),
+        ("h11", {"shell/clients/head.py"}),
     ],
 )
 def test_a_library_with_sharp_edges_is_behind_one_file(module: str, allowed: set[str]) -> None:

@@ -1,6 +1,6 @@
 """The command line: names of all commands, loaded when they are called, and what their errors end with.
 
-What a command does is in the file of its name; what they share is in ``walstream.shell.terminal``.
+What a command does is in the file of its name; what they share is in ``walstream.shell.commands.terminal``.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except WalstreamError as error:
-            from walstream.shell import terminal
+            from walstream.shell.commands import terminal
 
             terminal.current(ctx).error(error)
             ctx.exit(terminal.exit_code(error))

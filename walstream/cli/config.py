@@ -12,8 +12,8 @@ import click
 from walstream import config
 from walstream.config import Config
 from walstream.errors import ConfigError
-from walstream.shell import terminal
-from walstream.shell.terminal import Terminal
+from walstream.shell.commands import terminal
+from walstream.shell.commands.terminal import Terminal
 
 
 @click.group("config")

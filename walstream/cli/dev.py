@@ -1,6 +1,6 @@
 """``walstream dev``: a private PostgreSQL, the schema, a demo table, keys and the daemon, all ended by Ctrl+C.
 
-Finds and orders the parts; the server is ``shell.private_cluster``, the daemon is ``walstream.app``.
+Finds and orders the parts; the server is ``shell.commands.private_cluster``, the daemon is ``walstream.app``.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import msgspec
 
 from walstream import config
 from walstream.errors import ConfigError, EnvironmentFailure
-from walstream.shell import demo, terminal
-from walstream.shell.private_cluster import Cluster
-from walstream.shell.server_binaries import choose_binaries
-from walstream.shell.terminal import Terminal
+from walstream.shell.commands import demo, terminal
+from walstream.shell.commands.private_cluster import Cluster
+from walstream.shell.commands.server_binaries import choose_binaries
+from walstream.shell.commands.terminal import Terminal
 
 TOKEN_SECONDS = 10 * 365 * 86_400
 

@@ -1,6 +1,6 @@
 """``walstream doctor``: everything that would keep changes from arriving, with the repair of each.
 
-What is looked at, and how it is judged, is in ``walstream.shell.checkup`` and the rooms that it calls.
+What is looked at, and how it is judged, is in ``walstream.shell.commands.checkup`` and the rooms that it calls.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections import Counter
 
 import click
 
-from walstream.shell import terminal
-from walstream.shell.reports import Finding
-from walstream.shell.terminal import EXIT_FAILED, Terminal
+from walstream.shell.commands import terminal
+from walstream.shell.commands.terminal import EXIT_FAILED, Terminal
+from walstream.shell.database.reports import Finding
 
 COLUMNS = ("severity", "code", "subject", "cause", "repair")
 
@@ -26,7 +26,7 @@ def command(shell: Terminal, table: str | None, *, show_all: bool) -> None:
 
     Ends with 1 where something is an error. Nothing is changed: a temporary slot is made and dropped at once.
     """
-    from walstream.shell import checkup
+    from walstream.shell.commands import checkup
 
     with shell.database(search_path=None) as connection:
         findings = checkup.run(connection, shell.config, table)

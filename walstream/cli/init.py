@@ -1,14 +1,14 @@
 """``walstream init``: roles, schema, tables, functions and grants.
 
-The work is done in ``walstream.shell.migrate``.
+The work is done in ``walstream.shell.commands.migrate``.
 """
 
 from __future__ import annotations
 
 import click
 
-from walstream.shell import terminal
-from walstream.shell.terminal import Terminal
+from walstream.shell.commands import terminal
+from walstream.shell.commands.terminal import Terminal
 
 
 @click.command("init")
@@ -19,7 +19,7 @@ def command(shell: Terminal) -> None:
     Running it again changes nothing that is there. What the connected user may not do is named, with the statement for
     somebody who may. A schema of the same name that is somebody else's is left alone.
     """
-    from walstream.shell import migrate
+    from walstream.shell.commands import migrate
 
     with shell.database() as connection:
         reports = migrate.apply(connection, shell.config.schema)

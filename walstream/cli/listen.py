@@ -1,6 +1,6 @@
 """``walstream listen``: print the changes of a table as they are committed.
 
-Reading is done in ``walstream.shell.listen``; with ``--live`` the daemon is asked, by ``walstream.shell.listen_live``.
+Reading is done in ``walstream.shell.commands.listen``; with ``--live`` the daemon is asked, by ``listen_live`` there.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import click
 
 from walstream import config
 from walstream.errors import ConfigError
-from walstream.shell import terminal
-from walstream.shell.terminal import Terminal
+from walstream.shell.commands import terminal
+from walstream.shell.commands.terminal import Terminal
 
 
 def _seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
@@ -33,7 +33,7 @@ def command(shell: Terminal, table: str, seconds: float, token: str | None, *, l
     Until Ctrl+C, or for SECONDS. No daemon is needed: a temporary slot is read, and the table's subscription applied;
     a table without one is shown whole.
     """
-    from walstream.shell import listen, listen_live, listen_output
+    from walstream.shell.commands import listen, listen_live, listen_output
 
     if shell.format == "csv":
         raise click.UsageError("changes are printed as lines or, with --json, as objects")

@@ -1,14 +1,14 @@
 """``walstream slot``: logical replication slots, listed, created and dropped.
 
-The work is done in ``walstream.shell.slots``.
+The work is done in ``walstream.shell.database.slots``.
 """
 
 from __future__ import annotations
 
 import click
 
-from walstream.shell import terminal
-from walstream.shell.terminal import Terminal
+from walstream.shell.commands import terminal
+from walstream.shell.commands.terminal import Terminal
 
 COLUMNS = (
     "name", "plugin", "database", "active", "active_pid", "restart_lsn", "confirmed_lsn",
@@ -28,7 +28,7 @@ def list_(shell: Terminal) -> None:
 
     A slot that nobody reads keeps WAL until the disk is full: drop those of nodes that are gone.
     """
-    from walstream.shell import slots
+    from walstream.shell.database import slots
 
     with shell.database() as connection:
         found = slots.list_slots(connection)
@@ -43,7 +43,7 @@ def create(shell: Terminal, name: str | None) -> None:
 
     Waits for the transactions that are running. From then on the server keeps WAL for it.
     """
-    from walstream.shell import slots
+    from walstream.shell.database import slots
 
     chosen = name or shell.config.slot
     with shell.database() as connection:
@@ -60,7 +60,7 @@ def create(shell: Terminal, name: str | None) -> None:
 @terminal.options()
 def drop(shell: Terminal, name: str) -> None:
     """Drop a slot. What it had not delivered is lost to its node; a slot that streams is refused."""
-    from walstream.shell import slots
+    from walstream.shell.database import slots
 
     with shell.database() as connection:
         slots.drop(connection, name)

@@ -1,14 +1,14 @@
 """``walstream stats``: numbers about subscriptions, presence, broadcasts and connections.
 
-The statements are in ``walstream.shell.counts``.
+The statements are in ``walstream.shell.database.counts``.
 """
 
 from __future__ import annotations
 
 import click
 
-from walstream.shell import terminal
-from walstream.shell.terminal import Terminal
+from walstream.shell.commands import terminal
+from walstream.shell.commands.terminal import Terminal
 
 
 @click.command("stats")
@@ -18,7 +18,7 @@ def command(shell: Terminal) -> None:
 
     In JSON an object with a block for each of status, subscriptions, presence, broadcast, channels and connections.
     """
-    from walstream.shell import counts
+    from walstream.shell.database import counts
 
     with shell.database() as connection:
         blocks = counts.statistics(connection, shell.config.schema)

@@ -1,6 +1,6 @@
 """``walstream status``: what is in the database, how the slot is, and whether a daemon runs.
 
-Counts are in ``walstream.shell.counts``, the slot in ``walstream.shell.slots``; the daemon is asked over HTTP.
+Counts are in ``walstream.shell.database.counts``, the slot in ``slots`` beside it; the daemon is asked over HTTP.
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 import click
 
 from walstream.config import redact_dsn
-from walstream.shell import terminal
-from walstream.shell.terminal import Terminal
+from walstream.shell.commands import terminal
+from walstream.shell.commands.terminal import Terminal
 
 
 @click.command("status")
 @terminal.options(word=True)
 def command(shell: Terminal) -> None:
     """Show what is there and what runs: counts, the slot with its lag, nodes, the daemon that answers on --listen."""
-    from walstream.shell import counts, daemon_health, preflight, slots
+    from walstream.shell.commands import daemon_health, preflight
+    from walstream.shell.database import counts, slots
 
     settings = shell.config
     with shell.database() as connection:

@@ -1,6 +1,6 @@
 """``walstream subscribe``: capture the changes of a table.
 
-The work is done in ``walstream.shell.subscriptions``.
+The work is done in ``walstream.shell.commands.subscriptions``.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import Literal
 
 import click
 
-from walstream.shell import terminal
-from walstream.shell.terminal import Terminal
+from walstream.shell.commands import terminal
+from walstream.shell.commands.terminal import Terminal
 
 
 @click.command("subscribe")
@@ -33,7 +33,8 @@ def command(
     such as "post_id = '123' and not deleted". Subscribing again replaces what was there. The id is printed on stdout.
     """
     from walstream.capture import parse_events
-    from walstream.shell import slots, subscriptions, tables
+    from walstream.shell.commands import subscriptions
+    from walstream.shell.database import slots, tables
 
     wish = subscriptions.Wish(
         table,

@@ -1,6 +1,6 @@
 """``walstream subscriptions``: what is captured, and whether it works.
 
-The judgement is in ``walstream.shell.subscription_health``.
+The judgement is in ``walstream.shell.commands.subscription_health``.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import sys
 
 import click
 
-from walstream.shell import terminal
-from walstream.shell.terminal import EXIT_FAILED, Terminal
+from walstream.shell.commands import terminal
+from walstream.shell.commands.terminal import EXIT_FAILED, Terminal
 
 
 @click.command("subscriptions")
@@ -21,7 +21,7 @@ def command(shell: Terminal, *, check: bool) -> None:
 
     error: it captures nothing. warning: something of it does not arrive; the problem says what.
     """
-    from walstream.shell import subscription_health
+    from walstream.shell.commands import subscription_health
 
     with shell.database() as connection:
         listed = subscription_health.list_subscriptions(connection, shell.config.schema, shell.config.slot)

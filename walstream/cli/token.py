@@ -13,8 +13,8 @@ import msgspec
 
 from walstream import config
 from walstream.errors import ConfigError
-from walstream.shell import terminal
-from walstream.shell.terminal import Terminal
+from walstream.shell.commands import terminal
+from walstream.shell.commands.terminal import Terminal
 
 _CLAIM = re.compile(r"([^:=]+)(:?=)(.*)", re.DOTALL)
 SECONDS_MAX = 100 * 365 * 86_400

@@ -1,6 +1,6 @@
 """``walstream unsubscribe``: stop capturing the changes of a table.
 
-The work is done in ``walstream.shell.subscriptions``.
+The work is done in ``walstream.shell.commands.subscriptions``.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import click
 
 from walstream.errors import NotFound
-from walstream.shell import terminal
-from walstream.shell.terminal import Terminal
+from walstream.shell.commands import terminal
+from walstream.shell.commands.terminal import Terminal
 
 
 @click.command("unsubscribe")
@@ -18,7 +18,8 @@ from walstream.shell.terminal import Terminal
 @terminal.options()
 def command(shell: Terminal, name: str, *, if_exists: bool) -> None:
     """Stop capturing a table, named as in subscribe or by the subscription's id. Prints the id that has gone."""
-    from walstream.shell import slots, subscriptions, tables
+    from walstream.shell.commands import subscriptions
+    from walstream.shell.database import slots, tables
 
     settings = shell.config
     with shell.database(search_path=None) as connection:

@@ -1,0 +1,1 @@
+"""The clients' side: listeners, sockets, handshakes, sessions performed, joins answered."""

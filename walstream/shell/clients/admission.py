@@ -1,0 +1,61 @@
+"""Who is let in, and the connection that a client gets: handshakes become sessions."""
+
+from __future__ import annotations
+
+from walstream.auth.tokens import Verifier
+from walstream.channel.handshake import Rejection, Welcome, decide
+from walstream.channel.session import Session, SessionLimits
+from walstream.config import Config
+from walstream.shell.clients.connection import Connection, Connections
+from walstream.shell.clients.sockets import Admitted, Head, HttpReply, Socket
+
+
+def session_limits(config: Config) -> SessionLimits:
+    """The bounds of one connection, taken from ``config``."""
+    return SessionLimits(
+        max_channels=config.max_channels_per_connection,
+        max_joins_per_second=config.max_joins_per_second,
+        max_messages_per_second=config.max_messages_per_second,
+    )
+
+
+class Admission:
+    """The edge's ``Admit``: decides about handshakes by their heads.
+
+    A refusal is not delayed: clients back off by themselves, and each one that waits would hold a place among the
+    connections that the edge takes at once.
+    """
+
+    def __init__(self, verifier: Verifier, limits: SessionLimits, shared: Connections) -> None:
+        self._verifier = verifier
+        self._limits = limits
+        self._shared = shared
+
+    def __call__(self, head: Head) -> Admitted | HttpReply:
+        """See ``Admit``."""
+        decided = decide(head.query, head.headers, self._verifier, self._shared.clock())
+        if isinstance(decided, Rejection):
+            return HttpReply(decided.status, decided.body)
+        return _Welcomed(self, decided)
+
+    def connect(self, socket: Socket, welcome: Welcome) -> Connection:
+        """The connection of a socket that has opened."""
+        shared = self._shared
+        session = Session(
+            welcome.vsn, welcome.claims, self._verifier, self._limits, shared.clock(), token=welcome.token
+        )
+        return Connection(socket, session, shared)
+
+
+class _Welcomed:
+    """A handshake that is let in."""
+
+    __slots__ = ("_admission", "_welcome")
+
+    def __init__(self, admission: Admission, welcome: Welcome) -> None:
+        self._admission = admission
+        self._welcome = welcome
+
+    def handler(self, socket: Socket) -> Connection:
+        """See ``Admitted``."""
+        return self._admission.connect(socket, self._welcome)

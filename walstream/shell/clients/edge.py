@@ -1,0 +1,316 @@
+"""The server's edge: listeners, accepted connections, and what each of them turns out to want.
+
+A connection becomes a WebSocket (``websocket``), one plain request (``http_edge``) or a refusal; who may come in is
+decided by the ``Admit`` that is handed in.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+import trio
+
+from walstream.errors import ConfigError, ProtocolError
+from walstream.shell.clients.head import HeadError, read_head
+from walstream.shell.clients.http_edge import Application, HttpServer
+from walstream.shell.clients.limits import PENDING_MAX, PLAIN_MAX, REFUSAL_SECONDS, EdgeLimits
+from walstream.shell.clients.pinger import tend_all
+from walstream.shell.clients.sockets import (
+    REASON_DRAIN,
+    SERVICE_RESTART,
+    TRY_AGAIN_LATER,
+    Admit,
+    Admitted,
+    Head,
+    HttpReply,
+    Socket,
+    refusal,
+)
+from walstream.shell.clients.stream import SocketStream
+from walstream.shell.clients.websocket import WebSockets, check_handshake
+from walstream.shell.delivery.outbox import Drains, Outbox
+from walstream.shell.health import Health
+from walstream.telemetry.log import CONNECTION_FAILED, CONNECTION_REFUSED, LISTENER_OVERLOADED, SERVER_DRAINING
+from walstream.telemetry.metrics import Metrics
+
+SOCKET_PATHS: Final = frozenset({"/socket/websocket", "/realtime/v1/websocket"})
+
+BACKLOG: Final = 4096
+ACCEPT_BATCH: Final = 64
+OVERLOAD_PAUSE_SECONDS: Final = 0.1
+OVERLOADED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""accept(2) fails so while the process or the machine is short of something; the client is still waiting."""
+
+GONE_ALREADY: Final = frozenset(
+    {
+        errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+        errno.ENETUNREACH, errno.EOPNOTSUPP, errno.EPERM, errno.EINTR,
+    }
+)  # fmt: skip
+"""accept(2) hands out the errors of connections that ended in the backlog: the next one may be well."""
+
+Address = tuple[str, int]
+
+log = structlog.get_logger()
+
+
+class Edge:
+    """Everything between the network and the handlers of one node.
+
+    Tasks of ``run``: one per listener, one per connection that has not become a WebSocket, one per WebSocket, one per
+    outbox that waits for its reader, one pinger. ``on_overflow``: see ``WebSockets``; by default who is too slow is
+    told so and closed.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        limits: EdgeLimits,
+        admit: Admit,
+        application: Application,
+        health: Health,
+        metrics: Metrics,
+        on_overflow: Callable[[Socket], None] | None = None,
+    ) -> None:
+        self.sockets = WebSockets(
+            max_frame_bytes=limits.max_frame_bytes, on_overflow=on_overflow, on_closed=self._count_close
+        )
+        health.clients = self.sockets.__len__
+        self._metrics = metrics
+        metrics.watch("connections", self.sockets.__len__)
+        metrics.watch("bytes_out", lambda: self.sockets.sent_bytes)
+        metrics.watch("outbox_bytes", lambda: self.sockets.queued_bytes)
+        self._host = host
+        self._port = port
+        self._limits = limits
+        self._admit = admit
+        self._http = HttpServer(application)
+        self._health = health
+        self._drains = Drains()
+        self._accepting = trio.CancelScope()
+        self._everything: trio.CancelScope | None = None
+        self._pending = 0  # connections that are no WebSockets (yet)
+        self._plain = 0
+        self._fewer_pending: trio.Event | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until ``drain`` is done; started with the addresses that are listened on.
+
+        Raises ConfigError where it cannot listen. Cancelling it ends every connection at once.
+        """
+        listeners = await open_listeners(self._host, self._port)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._everything = nursery.cancel_scope
+                await nursery.start(self._drains.run)
+                await nursery.start(self.sockets.run)
+                nursery.start_soon(self._tend)
+                task_status.started([listener.getsockname()[:2] for listener in listeners])
+                with self._accepting:
+                    async with trio.open_nursery() as accepting:
+                        for listener in listeners:
+                            accepting.start_soon(self._accept_all, listener, nursery)
+                for listener in listeners:
+                    listener.close()
+                await trio.sleep_forever()
+        finally:
+            for listener in listeners:
+                listener.close()
+
+    async def drain(self) -> None:
+        """Not ready, no more connections, every socket closed with 1012 after its handler's goodbye; then ``run`` ends.
+
+        Waits at most ``drain_seconds`` for what is queued to be read. Cancelling it ends every connection at once.
+        """
+        log.info(SERVER_DRAINING, clients=len(self.sockets), seconds=self._limits.drain_seconds)
+        self._health.drain()
+        self._accepting.cancel()
+        try:
+            with trio.move_on_after(self._limits.drain_seconds):
+                await self.sockets.drain(SERVICE_RESTART, REASON_DRAIN)
+                await self.sockets.wait_empty()
+                while self._pending:
+                    await self._wait_for_fewer_pending()
+        finally:
+            for open_socket in self.sockets:
+                open_socket.abort()
+            if self._everything is not None:
+                self._everything.cancel()
+
+    async def _tend(self) -> None:
+        limits = self._limits
+        await tend_all(self.sockets, ping_seconds=limits.ping_seconds, idle_seconds=limits.idle_seconds)
+
+    def _count_close(self, closed: Socket, code: int) -> None:
+        self._metrics.closed(code)
+        if closed.close_code == TRY_AGAIN_LATER:
+            self._metrics.slow_closes.inc()
+
+    # -- accepting
+
+    async def _accept_all(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        while True:
+            while self._pending >= PENDING_MAX:
+                await self._wait_for_fewer_pending()
+            await trio.lowlevel.wait_readable(listener)
+            for _ in range(ACCEPT_BATCH):
+                try:
+                    accepted, address = listener.accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno in OVERLOADED:
+                        log.warning(LISTENER_OVERLOADED, reason=error.strerror, clients=len(self.sockets))
+                        await trio.sleep(OVERLOAD_PAUSE_SECONDS)
+                        break
+                    if error.errno in GONE_ALREADY:
+                        continue
+                    raise
+                self._pending += 1
+                nursery.start_soon(self._connection, accepted, _peer(address))
+
+    async def _wait_for_fewer_pending(self) -> None:
+        if self._fewer_pending is None:
+            self._fewer_pending = trio.Event()
+        await self._fewer_pending.wait()
+
+    async def _connection(self, accepted: socket.socket, peer: str) -> None:
+        accepted.setblocking(False)
+        if accepted.family != socket.AF_UNIX:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stream = SocketStream(accepted, Outbox(accepted, self._limits.outbox_bytes, self._drains.wake))
+        handed_over = False
+        try:
+            handed_over = await self._serve(stream, peer)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except Exception:  # bulkhead: a bug met by one connection ends that connection only
+            log.exception(CONNECTION_FAILED, peer=peer)
+        finally:
+            if not handed_over:
+                stream.close()
+            self._pending -= 1
+            if self._fewer_pending is not None:
+                self._fewer_pending.set()
+                self._fewer_pending = None
+
+    # -- one connection
+
+    async def _serve(self, stream: SocketStream, peer: str) -> bool:
+        """Returns whether the stream is a WebSocket's now."""
+        try:
+            head = await read_head(stream, peer, seconds=self._limits.head_seconds)
+        except HeadError as error:
+            await self._refuse(stream, peer, refusal(error.status, error.message))
+            return False
+        if head is None:
+            return False
+        if head.path.rstrip("/") in SOCKET_PATHS:
+            return await self._upgrade(stream, head)
+        if self._plain >= PLAIN_MAX:
+            await self._refuse(stream, peer, refusal(503, "Too many requests under way"))
+            return False
+        self._plain += 1
+        try:
+            await self._http.serve(stream, head)
+        finally:
+            self._plain -= 1
+        return False
+
+    async def _upgrade(self, stream: SocketStream, head: Head) -> bool:
+        answer = self._answer(head)
+        if isinstance(answer, HttpReply):
+            await self._refuse(stream, head.peer, answer)
+            return False
+        await self.sockets.accept(stream, head, answer)
+        return True
+
+    def _answer(self, head: Head) -> Admitted | HttpReply:
+        if head.method == "OPTIONS":  # a preflight of a client that speaks HTTP to the socket's path
+            return HttpReply(204, b"", (("access-control-allow-headers", "*"),))
+        if head.method != "GET":
+            return refusal(400, "A WebSocket begins with GET")
+        try:
+            check_handshake(head)
+        except ProtocolError as error:
+            version = (("sec-websocket-version", "13"),)
+            return HttpReply(400, refusal(400, str(error)).body, version)
+        if self._health.draining:
+            return refusal(503, "Server is shutting down")
+        if len(self.sockets) >= self._limits.max_connections:
+            return refusal(429, "Too many connected users")
+        return self._admit(head)
+
+    async def _refuse(self, stream: SocketStream, peer: str, reply: HttpReply) -> None:
+        log.info(CONNECTION_REFUSED, peer=peer, status=reply.status)
+        if reply.delay_seconds:
+            await trio.sleep(reply.delay_seconds)
+        await stream.send_all(http_answer(reply))
+        await stream.linger(REFUSAL_SECONDS)
+
+
+async def open_listeners(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets for every address of ``host``; port 0 becomes the same free port for all of them.
+
+    Raises ConfigError, naming what to change.
+    """
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        repair = "listen takes an address of this machine, such as 127.0.0.1:3100 or 0.0.0.0:3100"
+        raise ConfigError(f"cannot listen on {where}: {error.strerror}", repair=repair) from error
+    listeners: list[socket.socket] = []
+    for family, address in dict.fromkeys((family, sockaddr[0]) for family, _, _, _, sockaddr in found):
+        free = listeners[0].getsockname()[1] if listeners else port
+        try:
+            listeners.append(_listen(family, str(address), free))
+        except OSError as error:
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
+                continue  # "localhost" has an IPv6 address on machines without IPv6
+            for listener in listeners:
+                listener.close()
+            raise ConfigError(f"cannot listen on {where}: {error.strerror}", repair=_repair(error)) from error
+    if not listeners:
+        raise ConfigError(f"cannot listen on {where}: none of its addresses is on this machine")
+    return listeners
+
+
+def _listen(family: int, address: str, port: int) -> socket.socket:
+    dual = family == socket.AF_INET6 and address == "::" and socket.has_dualstack_ipv6()
+    listener = socket.create_server((address, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual)
+    listener.setblocking(False)
+    return listener
+
+
+def _repair(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "another process listens there: stop it, or choose another port with WALSTREAM_LISTEN=host:port"
+    if error.errno == errno.EACCES:
+        return "ports below 1024 need a privilege: choose another with WALSTREAM_LISTEN=host:port"
+    return "set WALSTREAM_LISTEN to host:port with an address of this machine"
+
+
+def _peer(address: object) -> str:
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return ""
+
+
+def http_answer(reply: HttpReply) -> bytes:
+    """The bytes of an answer after which the connection ends."""
+    reason = HTTPStatus(reply.status).phrase if reply.status in HTTPStatus.__members__.values() else ""
+    given = {name.lower() for name, _ in reply.headers}
+    headers = [f"{name}: {value}" for name, value in reply.headers]
+    if reply.body and "content-type" not in given:
+        headers.append("content-type: application/json")
+    headers += [f"content-length: {len(reply.body)}", "connection: close", "access-control-allow-origin: *"]
+    return f"HTTP/1.1 {reply.status} {reason}\r\n".encode() + "\r\n".join(headers).encode() + b"\r\n\r\n" + reply.body

@@ -1,0 +1,277 @@
+"""What every command of the command line shares: configuration, output in three formats, errors and exit codes.
+
+Commands are in ``walstream.cli``, one file each; nothing here knows any of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime as dt
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+import click
+import msgspec
+
+from walstream import config as configuration
+from walstream.errors import (
+    ConfigError,
+    DatabaseRefused,
+    DatabaseUnreachable,
+    FilterError,
+    NotFound,
+    TokenError,
+    WalstreamError,
+)
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - a class, told from values
+
+Format: TypeAlias = Literal["json", "table", "csv"]
+FORMATS: tuple[Format, ...] = ("json", "table", "csv")
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_NOT_PERMITTED, EXIT_UNREACHABLE = range(6)
+
+_META = "walstream.terminal"
+_NOT_PERMITTED = frozenset({"42501", "28000", "28P01"})
+_SHOWN_FLAGS = {
+    "database_url": "libpq URL or DSN of the database.",
+    "schema": "Schema of walstream's own tables.",
+    "slot": "Replication slot of this node.",
+}
+_encode = msgspec.json.Encoder(enc_hook=str, order=None).encode
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+
+
+class Terminal:
+    """One invocation: where its configuration comes from and how it prints."""
+
+    def __init__(
+        self, chosen: Format | None = None, file: Path | None = None, flags: Mapping[str, object] | None = None
+    ) -> None:
+        self.format: Format = chosen or "table"
+        self._file = file
+        self._flags = dict(flags or {})
+
+    @functools.cached_property
+    def config(self) -> configuration.Config:
+        """The effective configuration. Raises ConfigError."""
+        return configuration.load(self._file, os.environ, self._flags)
+
+    @property
+    def dsn(self) -> str:
+        """Raises ConfigError where no database is configured."""
+        if not self.config.database_url:
+            raise ConfigError("database_url: no database is configured", repair="set WALSTREAM_DATABASE_URL")
+        return self.config.database_url
+
+    @contextlib.contextmanager
+    def database(self, *, search_path: str | None = "") -> Iterator[Connection]:
+        """A connection in autocommit for one block. Raises DatabaseUnreachable or DatabaseRefused."""
+        from walstream.shell.commands import interrupts
+        from walstream.shell.database import postgres  # the driver is slow to load and not every command needs it
+
+        dsn = self.dsn
+        with contextlib.ExitStack() as stack:
+            with interrupts.at_once():
+                connection = stack.enter_context(postgres.connection(dsn, "walstream cli", search_path=search_path))
+            stack.enter_context(interrupts.of_statements())
+            yield connection
+
+    def say(self, text: str) -> None:
+        """A message for the person, on stderr."""
+        click.echo(text, err=True)
+
+    def result(self, value: object, text: str | None = None) -> None:
+        """The command's one result: ``value`` in JSON, else ``text`` alone on stdout."""
+        click.echo(self._json(value) if self.format == "json" else str(value if text is None else text))
+
+    def record(self, values: Mapping[str, object]) -> None:
+        """One row: an object in JSON, a line in CSV, else one ``name  value`` line for each field."""
+        if self.format == "json":
+            click.echo(self._json(values))
+        elif self.format == "csv":
+            self.rows([values], list(values))
+        else:
+            width = max(map(len, values), default=0)
+            for name, value in values.items():
+                click.echo(f"{name:<{width}}  {shown(value)}".rstrip())
+
+    def rows(self, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
+        """A list of rows. Piped tables have a header and no decoration."""
+        if self.format == "json":
+            click.echo(self._json([{column: row.get(column) for column in columns} for row in rows]))
+            return
+        cells = [[shown(row.get(column)) for column in columns] for row in rows]
+        if self.format == "csv":
+            click.echo("".join(map(_csv_line, [list(columns), *cells])), nl=False)
+        elif sys.stdout.isatty():
+            _print_rich(columns, cells)
+        else:
+            click.echo("\n".join(aligned([list(columns), *cells])))
+
+    def confirm(self, question: str, *, force: bool, flag: str = "--force") -> None:
+        """Ask on a terminal; elsewhere ``flag`` is needed. Raises click.Abort or click.UsageError."""
+        if force:
+            return
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"{question} Say yes with {flag}.")
+        click.confirm(question, abort=True, err=True)
+
+    def error(self, error: WalstreamError) -> None:
+        """An error on stderr: its code, the cause, and on a line of its own what to do."""
+        if self.format == "json":
+            details = {"code": error.code, "message": error.message, "repair": repair_of(error)}
+            if isinstance(error, DatabaseRefused):
+                details |= {"reason": error.reason, "sqlstate": error.sqlstate}
+            self.say(self._json({"error": details}))
+            return
+        message = " ".join(line.strip() for line in error.message.splitlines())  # libpq's have several lines
+        self.say(f"error: {message} [{_name(error)}]")
+        if repair := repair_of(error):
+            self.say(f"repair: {repair}")
+
+    def _json(self, value: object) -> str:
+        text = _encode(value)
+        return (msgspec.json.format(text, indent=2) if sys.stdout.isatty() else text).decode()
+
+
+def exit_code(error: WalstreamError) -> int:
+    """What the process ends with for an error."""
+    match error:
+        case ConfigError() | FilterError():
+            return EXIT_USAGE
+        case NotFound():
+            return EXIT_NOT_FOUND
+        case TokenError():
+            return EXIT_NOT_PERMITTED
+        case DatabaseUnreachable():
+            return EXIT_UNREACHABLE
+        case DatabaseRefused() if error.sqlstate in _NOT_PERMITTED:
+            return EXIT_NOT_PERMITTED
+        case _:
+            return EXIT_FAILED
+
+
+def repair_of(error: WalstreamError) -> str:
+    """What to do about an error: its own repair, else what helps against most of its class."""
+    if error.repair:
+        return error.repair
+    match error:
+        case DatabaseUnreachable():
+            return (
+                "see that PostgreSQL runs there and answers: check WALSTREAM_DATABASE_URL, the network and pg_hba.conf"
+            )
+        case FilterError():
+            return "docs/reference/filters.md tells how names, events and filters are written"
+        case ConfigError():
+            return "docs/reference/config.md has every key"
+        case _:
+            return ""
+
+
+def shown(value: object) -> str:
+    """A value as a table and CSV show it."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case dt.datetime():
+            return value.isoformat(sep=" ", timespec="seconds")
+        case list() | tuple():
+            return ",".join(map(shown, value))
+        case dict():
+            return _encode(value).decode()
+        case _:
+            return str(value)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells as text, columns two spaces apart. A cell's line breaks become spaces."""
+    flat = [[" ".join(cell.splitlines()) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*flat, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in flat]
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)  # its own line end, so that both of its characters are quoted in cells
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def options(*, word: bool = False) -> Callable[[_Decorated], Callable[..., Any]]:
+    """Decorator: what every command accepts. The command gets a ``Terminal`` as its first argument.
+
+    ``word``: the last argument may be a format, as in ``walstream subscriptions json``.
+    """
+
+    def decorate(function: _Decorated) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*, as_json: bool, format_name: Format | None, config_file: Path | None, **values: Any) -> Any:
+            context = click.get_current_context()
+            for value in values.values():
+                _check_text(value)
+            flags = {key: values.pop(f"config_{key}") for key in configuration.Config.__struct_fields__}
+            trailing: Format | None = values.pop("format_word", None)
+            chosen: Format | None = "json" if as_json else format_name or trailing
+            terminal = context.meta[_META] = Terminal(chosen, config_file, flags)
+            return function(terminal, **values)
+
+        decorated: Callable[..., Any] = call
+        if word:
+            choice = click.argument("format_word", required=False, type=click.Choice(FORMATS), metavar="[json]")
+            decorated = choice(decorated)
+        return _common(decorated)
+
+    return decorate
+
+
+def _check_text(value: object) -> None:
+    """Refuse what the shell handed over in another encoding: no database of ours has it."""
+    try:
+        if isinstance(value, str):
+            value.encode()
+    except UnicodeEncodeError as error:
+        raise click.UsageError(f"an argument is not UTF-8: {value!a}") from error
+
+
+def current(context: click.Context) -> Terminal:
+    """The invocation's terminal, as far as it has been parsed."""
+    found: Terminal = context.meta.get(_META) or Terminal()
+    return found
+
+
+def _common(decorated: Callable[..., Any]) -> Callable[..., Any]:
+    for key in reversed(configuration.Config.__struct_fields__):
+        decorated = click.option(
+            f"--{key.replace('_', '-')}", f"config_{key}", help=_SHOWN_FLAGS.get(key), hidden=key not in _SHOWN_FLAGS
+        )(decorated)
+    file = click.Path(path_type=Path, dir_okay=False)
+    decorated = click.option("--config", "config_file", type=file, help="TOML file with the configuration.")(decorated)
+    decorated = click.option("--format", "format_name", type=click.Choice(FORMATS), help="Form of the output.")(
+        decorated
+    )
+    return click.option("--json", "as_json", is_flag=True, help="The same as --format json.")(decorated)
+
+
+def _name(error: WalstreamError) -> str:
+    reason = getattr(error, "reason", "")
+    return f"{error.code}: {reason}" if isinstance(error, DatabaseRefused) and reason else error.code
+
+
+def _print_rich(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for line in cells:
+        table.add_row(*map(Text, line))  # Text: brackets in a value are no markup
+    Console().print(table)

@@ -1,0 +1,115 @@
+"""The plan of what is captured: loaded from ``subscriptions`` once per stream, then kept by that table's own changes.
+
+What the rows mean is in ``capture``; who applies the changes in their order is ``pipeline``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from psycopg2 import sql
+
+from walstream.capture.plan import Plan, SubscriptionRow, subscription_row
+from walstream.model import Change, Operation, Row, Snapshot
+from walstream.shell.database.join_facts import load_snapshot
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
+
+TABLE = "subscriptions"
+
+_NEEDED = ("id", "table_name", "events")
+
+_PUBLICATION = """
+select t.schemaname, t.tablename from pg_catalog.pg_publication_tables t where t.pubname = %s
+"""
+
+
+class LoadedPlan(NamedTuple):
+    """``snapshot``: changes of ``subscriptions`` that it sees are in the plan already."""
+
+    plan: Plan
+    snapshot: Snapshot
+
+
+def load(connection: PgConnection, schema: str, publication: str) -> LoadedPlan:
+    """The plan of now. ``publication``: whose tables count as well, "" for none.
+
+    Raises psycopg2.Error; undefined_table means that ``walstream init`` is due.
+    """
+    # The snapshot is older than the rows: a change between them is applied twice, which changes nothing.
+    snapshot = load_snapshot(connection)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            sql.SQL("select id::text, table_name, events, filter, columns, notify from {}").format(
+                sql.Identifier(schema, TABLE)
+            )
+        )
+        rows = [
+            subscription_row(id_, table, events, condition, columns, notify=notify)
+            for id_, table, events, condition, columns, notify in cursor.fetchall()
+        ]
+        tables: list[tuple[str, str]] = []
+        if publication:
+            cursor.execute(_PUBLICATION, (publication,))
+            tables = [(row[0], row[1]) for row in cursor.fetchall()]
+    return LoadedPlan(Plan(rows, own_schema=schema, publication_tables=tables), snapshot)
+
+
+def applied(plan: Plan, changes: Iterable[Change]) -> Plan:
+    """The plan after the committed changes of ``subscriptions``. A row without the needed columns changes nothing."""
+    for change in changes:
+        if change.operation is Operation.TRUNCATE:
+            plan = Plan((), own_schema=plan.own_schema, publication_tables=plan.publication_tables)
+            continue
+        known_rows = plan.rows
+        before = _values(change, change.old)
+        after = _values(change, change.new)
+        if before is not None and "id" in before and (after is None or after.get("id") != before["id"]):
+            plan = plan.without(str(before["id"]))
+        if after is not None and all(name in after for name in _NEEDED):
+            ids = {str(values["id"]) for values in (before, after) if values is not None and "id" in values}
+            known = next((row for row in known_rows if row.id in ids), None)
+            plan = plan.with_row(_completed(_row(after), change, known))
+    return plan
+
+
+def _completed(row: SubscriptionRow, change: Change, known: SubscriptionRow | None) -> SubscriptionRow:
+    """The row with what the WAL leaves out of an UPDATE: long values that it does not change. ``known``: as it was.
+
+    Who takes such a filter, or such columns, for none lets out what was to be kept back.
+    """
+    assert change.new is not None
+    missing = {column.name for column, cell in zip(change.relation.columns, change.new, strict=True) if cell is None}
+    if not missing & {"filter", "columns"}:
+        return row
+    if known is None:
+        return msgspec.structs.replace(row, problem="what it captures is not in the WAL: update its filter and columns")
+    if "filter" in missing:
+        row = msgspec.structs.replace(row, filter=known.filter, problem=row.problem or known.problem)
+    if "columns" in missing:
+        row = msgspec.structs.replace(row, columns=known.columns)
+    return row
+
+
+def _values(change: Change, row: Row | None) -> dict[str, Any] | None:
+    if row is None:
+        return None
+    return {
+        column.name: msgspec.json.decode(cell)
+        for column, cell in zip(change.relation.columns, row, strict=True)
+        if cell is not None
+    }
+
+
+def _row(values: dict[str, Any]) -> SubscriptionRow:
+    return subscription_row(
+        str(values["id"]),
+        str(values["table_name"]),
+        [str(event) for event in values["events"] or ()],
+        values.get("filter"),
+        values.get("columns"),
+        notify=bool(values.get("notify")),
+    )

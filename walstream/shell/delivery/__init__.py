@@ -1,0 +1,1 @@
+"""Routed changes become frames, and frames are written to sockets."""

@@ -1,0 +1,406 @@
+"""The main road: a message of the slot becomes a record, a captured change, a transaction in the ring, and frames.
+
+Each step is a room of its own (``decoder``, ``capture``, ``history``, ``router``); here they are joined, synchronously,
+for one message at a time. Reading the slot is ``wal_reader``; sending is ``fanout``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+import structlog
+import trio
+
+from walstream import decoder
+from walstream.capture.plan import Admission, Fault, Plan
+from walstream.capture.tally import Tally
+from walstream.decoder import MESSAGE_PREFIX, Decoder
+from walstream.errors import EnvironmentFailure, Invariant
+from walstream.history.assemble import Assembler
+from walstream.history.ring import Ring
+from walstream.history.visibility import is_live
+from walstream.lsn import Lsn
+from walstream.model import (
+    Begin,
+    Catalog,
+    CatalogMiss,
+    Change,
+    Commit,
+    Message,
+    Operation,
+    Record,
+    Relation,
+    RelationInfo,
+    Snapshot,
+    Transaction,
+    TypeInfo,
+)
+from walstream.shell.database import plan_source, publications
+from walstream.shell.database.access import Rights, TableAccess, load_rights
+from walstream.shell.database.catalog import load_relations, load_types
+from walstream.shell.database.join_facts import Literal, cast_literals
+from walstream.shell.database.plan_source import LoadedPlan
+from walstream.shell.database.postgres import Database
+from walstream.shell.delivery.fanout import Fanout
+from walstream.shell.wal.publication_keeper import PublicationKeeper
+from walstream.shell.wal.spill import FileSpill
+from walstream.shell.wal.wal_reader import Stream
+from walstream.telemetry.log import PLAN_CHANGED, PLAN_FAULTY
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
+
+BATCH_BYTES: Final = 64 * 1024
+EVICT_SECONDS: Final = 1.0
+ADMISSIONS_MAX: Final = 4096
+MISSES_MAX: Final = 20
+"""Rounds of loading for one message: relation, its types, the types inside them, the filter's literals."""
+
+log = structlog.get_logger()
+
+
+class _LiteralMiss(CatalogMiss):
+    """A plan's filter compares with literals that PostgreSQL has not cast yet."""
+
+    def __init__(self, literals: frozenset[Literal]) -> None:
+        super().__init__()
+        self.literals = literals
+
+
+class _RightsMiss(CatalogMiss):
+    """A table that nobody has asked about yet: somebody may have joined all tables."""
+
+    def __init__(self, table: tuple[str, str]) -> None:
+        super().__init__()
+        self.table = table
+
+
+class PipelineSettings(msgspec.Struct, frozen=True):
+    """What the pipeline has to know from the configuration. ``publication``: also capture its tables, "" for none."""
+
+    schema: str = "realtime"
+    publication: str = ""
+    filter_tables: str = ""
+
+
+class Pipeline:
+    """The ``Sink`` of the reader.
+
+    ``returned``: called with the content of each transactional message of ours. What the slot keeps back is told by
+    who watches it, through ``slot_seen``. ``on_gap`` gets a reason when changes may be missing before what comes next.
+    """
+
+    def __init__(
+        self,
+        settings: PipelineSettings,
+        *,
+        catalog: Catalog,
+        ring: Ring,
+        fanout: Fanout,
+        access: TableAccess,
+        database: Database,
+        keeper: PublicationKeeper,
+        returned: Callable[[bytes], object],
+    ) -> None:
+        self.plan = Plan(own_schema=settings.schema)
+        self.tally = Tally()
+        self.changes_in = 0
+        self.on_gap: Callable[[str], object] = lambda reason: None
+        self._settings = settings
+        self._catalog = catalog
+        self._ring = ring
+        self._fanout = fanout
+        self._access = access
+        self._database = database
+        self._keeper = keeper
+        self._returned = returned
+        self._assembler = Assembler(spill_bytes=max(1, ring.bytes_max // 4), new_spill=FileSpill)
+        self._admissions: dict[Relation, Admission | None] = {}
+        self._literals: dict[Literal, bytes | str] = {}
+        self._decoder: Decoder | None = None
+        self._decode: Callable[[bytes, int], Record | None] = _no_stream
+        self._open_relation: Relation | None = None  # of the newest row, if every change of it is captured as it is
+        self._batch: list[Change] = []  # rows of it, not yet with the assembler
+        self._batch_bytes = 0
+        self._truncated: set[tuple[str, str]] = set()  # tables emptied since the transaction's last row
+        self._held: Record | None = None
+        self._plan_snapshot: Snapshot | None = None
+        self._server_start = 0.0
+        self._restart_lsn = self._wal_end = 0
+        self._evict_at = 0.0
+        self._faulty: frozenset[Fault] = frozenset()
+
+    # -- the stream
+
+    async def open(self, stream: Stream) -> Mapping[str, str]:
+        """See ``Sink.open``. Loads the plan anew. Raises DatabaseRefused where ``walstream init`` is due."""
+        loaded = await self._database.run(self.load)
+        if stream.cluster != self._ring.cluster or stream.is_new_slot:
+            # Another cluster, or a slot that begins now: what the ring holds has no continuation.
+            is_other = stream.cluster != self._ring.cluster
+            if is_other:
+                self._fanout.cluster_changed()
+            self._ring.restart(stream.cluster)
+            self.on_gap("other_cluster" if is_other else "slot_lost")
+        self._fanout.server_started(stream.server_start)
+        self._server_start = stream.server_start
+        self._keeper.is_needed = stream.plugin == "pgoutput"
+        self._decoder = decoder.make(
+            stream.plugin,
+            self._catalog,
+            wanted=self._wanted,
+            publication_names=(*publications.NAMES, *filter(None, [self._settings.publication])),
+            filter_tables=self._settings.filter_tables,
+        )
+        self._decode = self._decoder.decode
+        self._catalog.forget_relations()
+        self._assembler.reset()
+        self._batch = []
+        self._batch_bytes = 0
+        self.tally.forget()
+        self._held = None
+        self._plan_snapshot = loaded.snapshot
+        self._use(loaded.plan)
+        return self._decoder.options()
+
+    def receive(self, payload: bytes, data_start: int) -> None:
+        """See ``Sink.receive``."""
+        record = self._decode(payload, data_start)
+        if type(record) is Change:
+            if record.relation is self._open_relation and record.new is not None:
+                self._batch.append(record)
+                self._batch_bytes += len(payload)
+                if self._batch_bytes > BATCH_BYTES:
+                    self._end_batch()
+                return
+            self._end_batch()
+            self._change(record, len(payload))
+        elif record is not None:
+            self._end_batch()
+            self._take(record, len(payload))
+
+    async def recover(self, miss: CatalogMiss, payload: bytes, data_start: int) -> None:
+        """See ``Sink.recover``."""
+        for _ in range(MISSES_MAX):
+            await self._load(miss)
+            held, self._held = self._held, None
+            try:
+                if held is None:
+                    self.receive(payload, data_start)
+                else:
+                    self._take(held, len(payload))
+            except CatalogMiss as another:
+                miss = another
+            else:
+                return
+        raise EnvironmentFailure(f"the catalog never has what a message needs: {miss}")
+
+    async def flush(self) -> None:
+        """See ``Sink.flush``."""
+        await self._fanout.flush()
+
+    def confirmable(self, *, trailing: bool) -> Lsn:
+        """See ``Sink.confirmable``."""
+        if not trailing:
+            return self._ring.newest
+        self._evict()
+        return self._ring.confirmable
+
+    def _evict(self) -> None:
+        now = trio.current_time()
+        if now >= self._evict_at:
+            self._evict_at = now + EVICT_SECONDS
+            self._ring.evict(now, self._restart_lsn, self._wal_end)
+
+    def slot_seen(self, restart_lsn: int, wal_end: int) -> None:
+        """From where on the slot keeps WAL back, and how far the WAL goes; 0 for what is not known."""
+        self._restart_lsn, self._wal_end = restart_lsn, wal_end
+
+    # -- records
+
+    def _wanted(self, schema: str, name: str) -> bool:
+        return self.plan.wanted(schema, name) or self._is_control(schema, name)
+
+    def _is_control(self, schema: str, name: str) -> bool:
+        return schema == self._settings.schema and name == plan_source.TABLE
+
+    def _take(self, record: Record, size: int) -> None:
+        if isinstance(record, Change):
+            self._change(record, size)
+        elif isinstance(record, Begin):
+            self._truncated.clear()
+            self._assembler.begin(record)
+        elif isinstance(record, Commit):
+            self._commit(record)
+        elif isinstance(record, Message):
+            if record.transactional and record.prefix == MESSAGE_PREFIX:
+                self._assembler.message(record)
+        else:
+            self._truncations(record, size)
+
+    def _truncations(self, changes: tuple[Change, ...], size: int) -> None:
+        try:
+            for change in changes:
+                self._admission(change.relation)
+        except CatalogMiss:
+            self._held = changes
+            raise
+        for change in changes:
+            self._change(change, size)
+
+    def _end_batch(self) -> None:
+        """Hand over the rows of the table whose changes are all captured as they are: the usual ones, and the bulk."""
+        if self._batch:
+            admission = self._admissions[self._batch[0].relation]
+            assert admission is not None
+            self._admitted(admission, len(self._batch))
+            self._assembler.extend(self._batch, self._batch_bytes)
+            self._batch = []
+            self._truncated.clear()
+        self._batch_bytes = 0
+
+    def _is_repeated_truncate(self, change: Change) -> bool:
+        """Whether the table was just emptied: the WAL tells of each partition, and wal2json of the root as well."""
+        if change.operation is not Operation.TRUNCATE:
+            self._truncated.clear()
+            return False
+        name = (change.relation.schema, change.relation.name)
+        repeated = name in self._truncated
+        self._truncated.add(name)
+        return repeated
+
+    def _admitted(self, admission: Admission, count: int) -> None:
+        if not admission.pending:
+            self.tally.touch(admission)
+        admission.pending += count
+
+    def _change(self, change: Change, size: int) -> None:
+        relation = change.relation
+        try:
+            admission = self._admissions[relation]
+        except KeyError:
+            try:
+                admission = self._admission(relation)
+            except CatalogMiss:
+                self._held = change
+                raise
+        if admission is not None:
+            self._open_relation = relation if admission.is_open else None
+            if self._is_repeated_truncate(change):
+                return
+            admitted = admission.admit(change)
+            if admitted is not None:
+                self._admitted(admission, 1)
+                self._assembler.change(admitted, size)
+        elif self._is_control(relation.schema, relation.name):
+            self._assembler.control(change, size)
+
+    def _admission(self, relation: Relation) -> Admission | None:
+        if relation in self._admissions:
+            return self._admissions[relation]
+        admission = None
+        if not self._is_control(relation.schema, relation.name):
+            table = (relation.schema, relation.name)
+            if table not in self._access.tables and self.plan.wanted(*table):
+                if self._access.roles:
+                    raise _RightsMiss(table)
+                # The first role may be about to come: whoever brings it has to ask about this table, too.
+                self._access.update({}, (), [table])
+            needed = self.plan.literals_needed(relation, self._catalog)
+            missing = needed - self._literals.keys()
+            if missing:
+                raise _LiteralMiss(frozenset(missing))
+            admission = self.plan.admission(relation, self._catalog, self._literals)
+            self._report_faults(self.plan.faults(relation))
+        if len(self._admissions) >= ADMISSIONS_MAX:
+            self._admissions.clear()
+            self._open_relation = None
+        self._admissions[relation] = admission
+        return admission
+
+    def _commit(self, record: Commit) -> None:
+        transaction, spilled = self._assembler.commit(record)
+        ring = self._ring
+        if ring.is_known(transaction.commit_lsn):
+            self.tally.forget()
+            return
+        self.tally.commit(transaction.commit_at)
+        if transaction.control:
+            self._change_plan(transaction)
+        for message in transaction.messages:
+            self._returned(message.content)
+        if not len(transaction.changes):
+            ring.pass_by(transaction.commit_lsn)
+            return
+        self.changes_in += len(transaction.changes)
+        sequence = ring.append(transaction, trio.current_time())
+        self._fanout.route(sequence, transaction, spilled=spilled)
+
+    # -- the plan
+
+    def _change_plan(self, transaction: Transaction) -> None:
+        """Somebody committed changes of ``subscriptions``: what follows in the WAL obeys them."""
+        if self._plan_snapshot is not None and not is_live(transaction, self._plan_snapshot, self._server_start):
+            return  # read again after a restart; the plan that was loaded has it
+        self._use(plan_source.applied(self.plan, transaction.control))
+        log.info(PLAN_CHANGED, rows=len(self.plan.rows), lsn=str(transaction.commit_lsn))
+
+    def load(self, connection: PgConnection) -> LoadedPlan:
+        """The plan of now, which may be newer than what the stream has reached. Blocks; raises psycopg2.Error."""
+        return plan_source.load(connection, self._settings.schema, self._settings.publication)
+
+    async def settle(self, plan: Plan, tables: Collection[int]) -> None:
+        """See ``Plans.settle``."""
+        await self._keeper.settle(plan, tables)
+
+    def _use(self, plan: Plan) -> None:
+        self.plan = plan
+        self.tally.retain(row.id for row in plan.rows)
+        self._keeper.use(plan)
+        self._admissions.clear()
+        self._open_relation = None
+        self._literals.clear()
+        if self._decoder is not None:
+            self._decoder.replan()
+        self._report_faults(plan.problems)
+
+    def _report_faults(self, faults: tuple[Fault, ...]) -> None:
+        for fault in faults:
+            if fault not in self._faulty:
+                log.warning(PLAN_FAULTY, subscription=fault.row_id, error=fault.message)
+        self._faulty |= frozenset(faults)
+
+    # -- what is loaded
+
+    async def _load(self, miss: CatalogMiss) -> None:
+        literals = miss.literals if isinstance(miss, _LiteralMiss) else frozenset()
+        tables = (miss.table,) if isinstance(miss, _RightsMiss) else ()
+        roles = frozenset(self._access.roles)
+
+        def load(connection: PgConnection) -> _Loaded:
+            return _Loaded(
+                load_relations(connection, miss.relations) if miss.relations else {},
+                load_types(connection, miss.types) if miss.types else {},
+                cast_literals(connection, literals, self._catalog) if literals else {},
+                load_rights(connection, roles, tables) if tables else {},
+            )
+
+        loaded = await self._database.run(load)
+        self._catalog.load(loaded.relations, loaded.types)
+        self._literals.update(loaded.literals)
+        if roles >= self._access.roles.keys():  # else a role has come meanwhile: the miss is met, and loaded, again
+            # Who has left meanwhile is not brought back: nobody would keep that role's rights fresh.
+            self._access.update(loaded.rights, list(self._access.roles), tables)
+
+
+def _no_stream(payload: bytes, data_start: int) -> Record | None:
+    raise Invariant(f"{len(payload)} bytes at {Lsn(data_start)} before a stream was opened")
+
+
+class _Loaded(NamedTuple):
+    relations: Mapping[tuple[str, str], RelationInfo | None]
+    types: Mapping[int, TypeInfo | None]
+    literals: Mapping[Literal, bytes | str]
+    rights: Rights

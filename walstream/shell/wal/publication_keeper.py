@@ -1,0 +1,101 @@
+"""Keeps the publications equal to the plan while the daemon runs; only pgoutput reads through them.
+
+`subscribe` alters them in its own transaction. After direct SQL, and for tables that come into being under a wildcard,
+the daemon has to; what they hold is decided in ``publications``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+import structlog
+import trio
+
+from walstream.capture.plan import Plan, SubscriptionRow
+from walstream.errors import WalstreamError
+from walstream.shell.database import publications
+from walstream.shell.database.postgres import Database
+from walstream.telemetry.log import PUBLICATIONS_BEHIND
+
+WILDCARD_SECONDS: Final = 5.0
+"""How long a new table that only a wildcard names may go unnoticed: no plugin tells of CREATE TABLE."""
+
+LOOK_SECONDS: Final = 30.0
+"""The same for a table that is named: dropped and made anew, it is no longer published, and nothing else tells."""
+
+TABLES_MAX: Final = 100_000
+"""Tables that are remembered as published; those that were dropped since are among them."""
+
+RETRY_SECONDS: Final = 2.0
+
+log = structlog.get_logger()
+
+
+class PublicationKeeper:
+    """Alters the publications for one plan at a time. It rests while ``is_needed`` is false."""
+
+    def __init__(self, database: Database, schema: str) -> None:
+        self.is_needed = False
+        self._database = database
+        self._schema = schema
+        self._plan: Plan | None = None
+        self._published: tuple[SubscriptionRow, ...] | None = None
+        self._tables: frozenset[int] = frozenset()  # a table that is dropped and made anew has another OID
+        self._altering = trio.Lock()
+        self._changed = trio.Event()
+        self._said: frozenset[str] = frozenset()
+
+    def use(self, plan: Plan) -> None:
+        """The plan that ``run`` has to follow."""
+        self._plan = plan
+        self._changed.set()
+
+    async def settle(self, plan: Plan, tables: Collection[int] = (), *, anew: bool = False) -> None:
+        """Return when what ``plan`` captures is published, ``tables`` (OIDs) among it.
+
+        ``anew``: look even if nothing has changed. What PostgreSQL refuses is tried again with every call. Raises
+        WalstreamError where PostgreSQL cannot be asked.
+        """
+        if not self.is_needed:
+            return
+        async with self._altering:
+            if anew or plan.rows != self._published or not self._tables.issuperset(tables):
+                complete = await self._alter()
+                self._published = plan.rows if complete else None
+                known = self._tables if len(self._tables) < TABLES_MAX else frozenset()
+                self._tables = known.union(tables)
+
+    async def run(self) -> None:
+        """Follow the plan, for ever. Cancelling it leaves the publications as they are."""
+        while True:
+            patience = WILDCARD_SECONDS if self._plan is not None and _has_wildcard(self._plan) else LOOK_SECONDS
+            with trio.move_on_after(patience):
+                await self._changed.wait()
+            self._changed = trio.Event()
+            if self._plan is None:
+                continue
+            try:
+                await self.settle(self._plan, anew=True)
+            except WalstreamError as error:
+                self._say(error.message, error.repair)
+                self._changed.set()
+                await trio.sleep(RETRY_SECONDS)
+
+    async def _alter(self) -> bool:
+        """Returns whether all is published that should be."""
+        synced = await self._database.run(lambda connection: publications.sync_publications(connection, self._schema))
+        for statement, refusal in synced.missing:
+            self._say(refusal, statement)
+        if synced.complete:
+            self._said = frozenset()
+        return synced.complete
+
+    def _say(self, error: str, repair: str) -> None:
+        if error not in self._said:
+            self._said |= {error}
+            log.warning(PUBLICATIONS_BEHIND, error=error, repair=repair)
+
+
+def _has_wildcard(plan: Plan) -> bool:
+    return any(row.pattern.table is None for row in plan.rows if not row.problem)
