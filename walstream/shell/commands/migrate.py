@@ -16,6 +16,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812 - classes, under names that tell them from values
 from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
+import walstream
 from walstream.errors import ConfigError, DatabaseRefused, Invariant
 from walstream.shell.database import roles
 from walstream.shell.database.reports import ObjectReport
@@ -53,7 +54,7 @@ class SchemaState(NamedTuple):
 
 def schema_dir() -> Path:
     """The directory of the SQL: in the wheel, or beside the package in the repository. Raises Invariant."""
-    package = Path(__file__).resolve().parent.parent
+    package = Path(walstream.__file__).resolve().parent
     for candidate in (package / "_schema", package.parent / "schema"):
         if (candidate / "migrations").is_dir():
             return candidate
