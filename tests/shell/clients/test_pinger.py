@@ -47,6 +47,22 @@ def test_a_client_that_talks_is_neither_pinged_nor_closed() -> None:
     run(main, autojump=True)
 
 
+def test_a_client_that_does_not_answer_the_librarys_close_is_cut_off() -> None:
+    async def main() -> None:
+        async with served() as ws, trio.open_nursery() as nursery:
+            await nursery.start(tending, ws)
+            await trio.sleep(1)
+            begun = trio.current_time()
+            ws.socket.part(b"\x88\x02\x03\xf1")
+            assert await read_frame(ws.client) == (8, (1009).to_bytes(2, "big"))
+            assert not ws.socket.is_open
+            await read_until_closed(ws.client)
+            assert trio.current_time() - begun == pytest.approx(CLOSE_SECONDS, abs=2)
+            nursery.cancel_scope.cancel()
+
+    run(main, autojump=True)
+
+
 def test_an_answered_ping_keeps_the_connection() -> None:
     async def main() -> None:
         async with served() as ws, trio.open_nursery() as nursery:

@@ -5,6 +5,7 @@ Closing codes and their reasons are in ``sockets``; what a handler does when its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -37,7 +38,7 @@ async def tend_all(sockets: Iterable[Socket], *, ping_seconds: float, idle_secon
 
 def tend(socket: Socket, now: float, *, ping_seconds: float, idle_seconds: float) -> None:
     """Do what is due for one socket. Quiet is who sent no byte at all: an answered ping is a sign of life, too."""
-    if socket.close_code:
+    if socket.close_at < math.inf:
         if now - socket.close_at >= CLOSE_SECONDS:
             socket.abort()
         return

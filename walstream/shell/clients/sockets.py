@@ -5,6 +5,7 @@ Nothing here waits. How bytes become messages is in ``websocket``; what messages
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable
 from typing import Final, Protocol, TypeAlias
@@ -97,7 +98,7 @@ class Socket:
         self.corked = False  # during the messages of one read: the answers go out together
         self.pinged_at = 0.0  # monotonic
         self.close_code = 0  # what was sent, 0 while open
-        self.close_at = 0.0  # monotonic time of ``close``
+        self.close_at = math.inf  # monotonic time of ``close`` or ``part``
 
     @property
     def heard_at(self) -> float:
@@ -132,6 +133,11 @@ class Socket:
         if not self.close_code:
             self._closing(code)
             self.outbox.finish(close_frame(code, reason))
+
+    def part(self, goodbye: bytes) -> None:
+        """Send a whole close frame of the library's; a client that broke the protocol has no longer to answer it."""
+        self.close_at = min(self.close_at, trio.current_time())
+        self.outbox.seal(goodbye)
 
     def abort(self) -> None:
         """End the connection with a reset and no goodbye."""

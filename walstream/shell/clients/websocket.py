@@ -135,7 +135,7 @@ class _Feed(trio.abc.Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if data[0] == 0x88:  # a close frame, the library's last: nothing of ours may follow it (RFC 6455, 5.5.1)
             await trio.lowlevel.checkpoint()
-            self.socket.outbox.seal(bytes(data))
+            self.socket.part(bytes(data))
         else:
             await self.stream.send_all(data)
 
