@@ -86,6 +86,10 @@ class RelationInfo(msgspec.Struct, frozen=True):
     fuzzy_text: frozenset[str] = frozenset()  # text columns whose collation is not deterministic
 
 
+FORMER_MAX = 1000
+"""Relations of which the last facts are remembered until somebody asks for them anew."""
+
+
 class CatalogMiss(Exception):
     """A decoder met a relation or type that its ``Catalog`` does not hold yet.
 
@@ -109,21 +113,33 @@ class Catalog:
         self.relations: dict[tuple[str, str], RelationInfo | None] = {}
         self.types: dict[int, TypeInfo | None] = {}
         self.version = 0
+        self._former: dict[tuple[str, str], RelationInfo] = {}
 
     def load(
         self,
         relations: Mapping[tuple[str, str], RelationInfo | None] | None = None,
         types: Mapping[int, TypeInfo | None] | None = None,
     ) -> None:
-        """Add or replace facts."""
-        self.relations.update(relations or {})
+        """Add or replace facts. Of a table that is gone, what was known of it last stays: its rows may still come."""
+        for name, info in (relations or {}).items():
+            former = self._former.pop(name, None)
+            self.relations[name] = former if info is None else info
         self.types.update(types or {})
         self.version += 1
 
     def forget_relations(self) -> None:
         """Drop all relations: something may have been altered, and the next use asks again."""
-        self.relations.clear()
+        for schema, name in list(self.relations):
+            self.forget(schema, name)
         self.version += 1
+
+    def forget(self, schema: str, name: str) -> None:
+        """Drop one relation: it may have been altered."""
+        former = self.relations.pop((schema, name), None)
+        if former is not None:
+            self._former[schema, name] = former
+            if len(self._former) > FORMER_MAX:
+                del self._former[next(iter(self._former))]
 
 
 class Relation(msgspec.Struct, frozen=True, eq=False, dict=True):

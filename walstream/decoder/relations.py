@@ -36,7 +36,7 @@ class Relations:
 
     def forget(self, schema: str, name: str) -> None:
         """The table may have been altered: the next use asks the catalog again."""
-        self._catalog.relations.pop((schema, name), None)
+        self._catalog.forget(schema, name)
 
     def build(
         self, schema: str, name: str, listed: Listed, info: RelationInfo, identity: ReplicaIdentity | None = None
