@@ -62,7 +62,7 @@ OPEN_ROLE: Final = "anon"
 
 APPLICATION_NAME: Final = "walstream"
 
-GC_THRESHOLDS: Final = (10_000, 20, 50)
+GC_THRESHOLDS: Final = (50_000, 20, 100)
 """Changes are many small objects without cycles: at Python's own 700 a fifth of the time goes into looking at them."""
 
 log = structlog.get_logger()
