@@ -13,8 +13,8 @@ from psycopg2 import sql
 
 from walstream.decoder.values import from_text
 from walstream.errors import DecodeError
-from walstream.model import Catalog, CatalogMiss, Column, Relation, Snapshot
-from walstream.shell.database.catalog import is_name, name_arrays
+from walstream.model import Catalog, CatalogMiss, Snapshot
+from walstream.shell.database.catalog import is_name
 from walstream.shell.database.rows import only
 
 if TYPE_CHECKING:
@@ -29,17 +29,6 @@ _REFUSALS: Final = ("0A", "22", "23", "38", "39", "42", "54", "P0")
 
 Literal = tuple[int, str]
 """A type's OID and the text that a filter compares with."""
-
-_COLUMNS = """
-select n.nspname, c.relname, c.oid::int8, a.attname, a.atttypid::int8, t.typname
-  from pg_catalog.pg_class c
-  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-  left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-  left join pg_catalog.pg_type t on t.oid = a.atttypid
- where c.relkind in ('r', 'p')
-   and (n.nspname, c.relname) in (select * from unnest(%(schemas)s::name[], %(tables)s::name[]))
- order by c.oid, a.attnum
-"""
 
 _TABLES_OF_SCHEMAS = """
 select n.nspname, c.relname
@@ -79,27 +68,6 @@ def load_snapshot(connection: PgConnection) -> Snapshot:
         cursor.execute(_SNAPSHOT)
         xmin, xmax, running, flush, insert, started = only(cursor)
     return Snapshot(int(xmin), int(xmax), frozenset(map(int, running)), int(flush), int(insert), float(started))
-
-
-def load_tables(
-    connection: PgConnection, names: Collection[tuple[str, str]], catalog: Catalog
-) -> dict[tuple[str, str], Relation]:
-    """Definitions of the ordinary and partitioned tables among ``names``. Raises psycopg2.Error."""
-    columns: dict[tuple[str, str], list[Column]] = {}
-    oids: dict[tuple[str, str], int] = {}
-    with connection.cursor() as cursor:
-        cursor.execute(_COLUMNS, name_arrays(names))
-        for schema, table, oid, name, type_oid, type_name in cursor.fetchall():
-            oids[schema, table] = oid
-            listed = columns.setdefault((schema, table), [])
-            if name is not None:  # a table may have no columns
-                listed.append(Column(name, type_oid, type_name))
-    found = {}
-    for key, definition in columns.items():
-        info = catalog.relations.get(key)
-        primary_key = info.primary_key if info is not None else ()
-        found[key] = Relation(key[0], key[1], tuple(definition), primary_key, oid=oids[key])
-    return found
 
 
 def tables_of(connection: PgConnection, schema: str | None) -> set[tuple[str, str]]:
