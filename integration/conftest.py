@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from integration.fixtures.postgres import TestDatabase, fresh_database, prepared_template, session_cluster
+from integration.fixtures.postgres import (
+    TestDatabase,
+    fresh_cluster,
+    fresh_database,
+    migrate,
+    prepared_template,
+    session_cluster,
+)
 from tests.support import clean_environment, load_hypothesis_profile
 from walstream.shell.commands.private_cluster import Cluster
 
@@ -39,6 +47,14 @@ def template(cluster: Cluster) -> Iterator[str]:
 def prepared(cluster: Cluster, template: str) -> Iterator[TestDatabase]:
     """A database of the test's own with walstream's schema in it."""
     with fresh_database(cluster, template) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def fragile(tmp_path: Path) -> Iterator[TestDatabase]:
+    """A prepared database on a server that may be stopped and killed."""
+    with fresh_cluster(tmp_path / "server") as own, fresh_database(own) as fresh:
+        migrate(fresh.dsn)
         yield fresh
 
 

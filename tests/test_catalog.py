@@ -39,3 +39,10 @@ def test_not_everything_that_ever_was_is_remembered() -> None:
         catalog.forget("public", str(number))
     catalog.load({("public", "0"): None, ("public", "1"): None})
     assert catalog.relations == {("public", "0"): None, ("public", "1"): INFO}
+
+
+def test_a_table_that_goes_while_it_is_known_stays_known() -> None:
+    catalog = Catalog()
+    catalog.load({NAME: INFO})
+    catalog.load({NAME: None})
+    assert catalog.relations[NAME] is INFO

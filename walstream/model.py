@@ -122,7 +122,7 @@ class Catalog:
     ) -> None:
         """Add or replace facts. Of a table that is gone, what was known of it last stays: its rows may still come."""
         for name, info in (relations or {}).items():
-            former = self._former.pop(name, None)
+            former = self._former.pop(name, None) or self.relations.get(name)
             self.relations[name] = former if info is None else info
         self.types.update(types or {})
         self.version += 1

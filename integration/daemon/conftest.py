@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,49 +11,23 @@ from typing import Any
 
 import pytest
 
-from integration.fixtures.daemon import Daemon, running_daemon, token
-from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, migrate
+from integration.fixtures import node as base
+from integration.fixtures.daemon import running_daemon, token
+from integration.fixtures.postgres import TestDatabase, fresh_database
 from integration.fixtures.ws import PhoenixClient
 from walstream.shell.commands.private_cluster import Cluster
 
 QUICK = {"WALSTREAM_HEARTBEAT_SECONDS": "1s", "WALSTREAM_DRAIN_SECONDS": "2s"}
 
 
-class Node:
-    """A daemon and the database that it serves."""
-
-    def __init__(self, database: TestDatabase, daemon: Daemon) -> None:
-        self.database = database
-        self.daemon = daemon
-
-    def table(self, name: str, columns: str = "id bigint primary key, v text", *, captured: bool = True) -> None:
-        """A table that everyone may read."""
-        self.database.execute(
-            f"create table public.{name} ({columns});"
-            f"grant select on public.{name} to anon, authenticated, service_role;"
-        )
-        if captured:
-            self.database.execute("insert into realtime.subscriptions (table_name) values (%s)", (f"public.{name}",))
-
-    def health(self) -> dict[str, Any]:
-        """What ``/health`` says."""
-        _, body = self.daemon.get("/health")
-        value: dict[str, Any] = json.loads(body)
-        return value
+class Node(base.Node):
+    """A daemon that is spoken to byte by byte."""
 
     @contextmanager
     def raw(self) -> Iterator[socket.socket]:
         """A bare connection to the daemon."""
         with socket.create_connection(("127.0.0.1", self.daemon.port), timeout=20) as connection:
             yield connection
-
-
-def eventually(holds: Callable[[], object], *, seconds: float = 30.0) -> None:
-    """Wait until ``holds``. Fails after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"did not come true within {seconds} s"
-        time.sleep(0.05)
 
 
 async def verdict(client: PhoenixClient, topic: str, item: Mapping[str, object], **options: Any) -> tuple[str, str]:
@@ -114,14 +86,6 @@ def decoding(start: Start, cluster: Cluster, template: str, decoder: str) -> Ite
     with fresh_database(cluster, template) as database, start(database, WALSTREAM_DECODER=decoder) as running:
         yield running
         assert running.daemon.is_running, running.daemon.log_tail()
-
-
-@pytest.fixture
-def fragile(tmp_path: Path) -> Iterator[TestDatabase]:
-    """A prepared database on a server that may be stopped and killed."""
-    with fresh_cluster(tmp_path / "server") as cluster, fresh_database(cluster) as database:
-        migrate(database.dsn)
-        yield database
 
 
 def bearer(role: str = "anon") -> str:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from integration.daemon.conftest import Node, Start, bearer, eventually
+from integration.daemon.conftest import Node, Start, bearer
+from integration.fixtures.node import eventually
 from integration.fixtures.postgres import TestDatabase
 from integration.fixtures.ws import phoenix
 

@@ -6,7 +6,8 @@ import threading
 
 import psycopg2
 
-from integration.daemon.conftest import Node, eventually
+from integration.daemon.conftest import Node
+from integration.fixtures.node import eventually
 
 
 def test_writes_that_nobody_captures_do_not_look_like_a_server_that_leaves(decoding: Node) -> None:

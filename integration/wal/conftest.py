@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from integration.fixtures.daemon import Daemon, running_daemon, token
-from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, migrate
+from integration.fixtures import node as base
+from integration.fixtures.daemon import running_daemon, token
+from integration.fixtures.node import eventually
+from integration.fixtures.postgres import TestDatabase
 from integration.fixtures.ws import PhoenixClient, phoenix
 from walstream.lsn import Lsn
 
 QUICK = {"WALSTREAM_HEARTBEAT_SECONDS": "1s", "WALSTREAM_DRAIN_SECONDS": "1s"}
 
 
-class Node:
-    """A daemon and the database that it serves."""
-
-    def __init__(self, database: TestDatabase, daemon: Daemon) -> None:
-        self.database = database
-        self.daemon = daemon
-
-    def table(self, name: str, columns: str = "id bigint primary key, v text", *, captured: bool = True) -> None:
-        """A table that everyone may read."""
-        self.database.execute(
-            f"create table public.{name} ({columns});"
-            f"grant select on public.{name} to anon, authenticated, service_role;"
-        )
-        if captured:
-            self.capture(name)
+class Node(base.Node):
+    """A daemon whose slot is looked into."""
 
     def capture(self, name: str) -> None:
         """As an operator does it by SQL; returns when the daemon has published it, where that is needed."""
-        self.database.execute("insert into realtime.subscriptions (table_name) values (%s)", (f"public.{name}",))
+        super().capture(name)
         if self.daemon.environ["WALSTREAM_DECODER"] == "pgoutput":
             eventually(lambda: self.is_published(name))
 
@@ -96,20 +82,6 @@ class Node:
         )
         return bool(found)
 
-    def health(self) -> dict[str, Any]:
-        """What ``/health`` says."""
-        _, body = self.daemon.get("/health")
-        value: dict[str, Any] = json.loads(body)
-        return value
-
-
-def eventually(holds: Callable[[], bool], *, seconds: float = 30.0) -> None:
-    """Wait until ``holds``. Fails after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"did not come true within {seconds} s"
-        time.sleep(0.05)
-
 
 Start = Callable[..., AbstractContextManager[Node]]
 
@@ -138,11 +110,3 @@ def node(start: Start, prepared: TestDatabase) -> Iterator[Node]:
     """A node on the server that all tests share."""
     with start(prepared) as running:
         yield running
-
-
-@pytest.fixture
-def fragile(tmp_path: Path) -> Iterator[TestDatabase]:
-    """A prepared database on a server that may be stopped and killed."""
-    with fresh_cluster(tmp_path / "server") as cluster, fresh_database(cluster) as database:
-        migrate(database.dsn)
-        yield database

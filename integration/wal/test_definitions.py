@@ -8,8 +8,9 @@ import pytest
 import trio
 
 from integration.fixtures.daemon import token
+from integration.fixtures.node import eventually
 from integration.fixtures.ws import phoenix
-from integration.wal.conftest import Node, eventually
+from integration.wal.conftest import Node
 
 
 def records(changes: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,8 +6,9 @@ import pytest
 import trio
 
 from integration.fixtures.daemon import Daemon
+from integration.fixtures.node import eventually
 from integration.fixtures.postgres import TestDatabase, fresh_database
-from integration.wal.conftest import Node, Start, eventually
+from integration.wal.conftest import Node, Start
 
 
 def test_a_daemon_killed_between_commits_has_confirmed_nothing_of_the_window(node: Node) -> None:

@@ -279,13 +279,10 @@ class Pipeline:
     def _change(self, change: Change, size: int) -> None:
         relation = change.relation
         try:
-            admission = self._admissions[relation]
-        except KeyError:
-            try:
-                admission = self._admission(relation)
-            except CatalogMiss:
-                self._held = change
-                raise
+            admission = self._admission(relation)
+        except CatalogMiss:
+            self._held = change
+            raise
         if admission is not None:
             self._open_relation = relation if admission.is_open else None
             if self._is_repeated_truncate(change):
