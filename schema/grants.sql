@@ -33,6 +33,7 @@ begin
         execute format('grant usage on schema {schema} to %I', ours);
         execute format('grant select, insert, update, delete on all tables in schema {schema} to %I', ours);
         execute format('revoke insert, update, delete on table {schema}.schema_migrations from %I', ours);
+        execute format('revoke update on table {schema}.bus_payloads from %I', ours);
         execute format('grant usage on all sequences in schema {schema} to %I', ours);
         execute format('grant execute on all functions in schema {schema} to %I', ours);
     end loop;

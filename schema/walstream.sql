@@ -123,6 +123,8 @@ create table {schema}.messages (
     sent_at timestamptz not null default now(),
     inserted_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
+    hidden boolean not null default false,
+    expires_at timestamptz,
     constraint messages_pkey primary key (id, inserted_at),
     constraint messages_channel_id_fkey foreign key (channel_id)
         references {schema}.channels (id) on delete cascade,
@@ -134,9 +136,12 @@ comment on column {schema}.messages.seq is 'order of sending, as a tie-break of 
 comment on column {schema}.messages.topic is 'without the prefix realtime:';
 comment on column {schema}.messages.event_type is 'the same as event';
 comment on column {schema}.messages.extension is 'broadcast, or presence and persistence where a policy is asked';
+comment on column {schema}.messages.hidden is 'taken back by a moderator: neither replayed nor listed';
+comment on column {schema}.messages.expires_at is 'when it is deleted whatever its channel keeps; null: as the channel says';
 create index messages_topic_sent_at_seq_idx on {schema}.messages (topic, sent_at, seq);
 create index messages_channel_id_idx on {schema}.messages (channel_id) where channel_id is not null;
 create index messages_sent_at_idx on {schema}.messages (sent_at);
+create index messages_expires_at_idx on {schema}.messages (expires_at) where expires_at is not null;
 
 -- Takes the row for which no day's partition exists, so that sending never fails for want of one.
 create table {schema}.messages_default partition of {schema}.messages default;
@@ -278,7 +283,8 @@ begin
              (select c.retention_hours from {schema}.channels c where c.id = m.channel_id),
              cleanup_expired_broadcasts.retention_hours
          )
-     );
+     )
+        or m.expires_at < now();
     get diagnostics deleted = row_count;
     return deleted;
 end
@@ -403,7 +409,7 @@ create trigger subscriptions_complete_subscription
 before insert or update on {schema}.subscriptions
 for each row execute function {schema}.complete_subscription();
 
--- What is true only while daemons run: who is present, who is connected, which nodes there are.
+-- What is true only while daemons run: who is present, who is connected, which nodes there are, what they tell another.
 -- Unlogged: it costs no WAL, is empty after a crash of the server, and the nodes write it again.
 
 create unlogged table {schema}.nodes (
@@ -503,6 +509,16 @@ for each row when (new.node_id = '') execute function {schema}.notify_presence()
 create trigger presence_notify_delete
 after delete on {schema}.presence
 for each row when (old.node_id = '') execute function {schema}.notify_presence();
+
+create unlogged table {schema}.bus_payloads (
+    id uuid not null,
+    node_id text not null,
+    payload bytea not null,
+    inserted_at timestamptz not null default now(),
+    constraint bus_payloads_pkey primary key (id)
+);
+comment on table {schema}.bus_payloads is 'what nodes tell each other and NOTIFY cannot carry; sealed, and deleted after a minute';
+create index bus_payloads_inserted_at_idx on {schema}.bus_payloads (inserted_at);
 
 create function {schema}.cleanup_stale_connections(timeout_seconds integer default 300)
 returns integer
