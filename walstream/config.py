@@ -27,7 +27,12 @@ _SECOND_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 
 _SECRETS = frozenset({"database_url", "jwt_secret", "api_keys", "cluster_secret"})
 _PASSWORD = re.compile(r"(?<=:)[^:@/]+(?=@)|(?<=password=)('(?:[^'\\]|\\.)*'|[^\s&]+)")
 
-BYTE_KEYS = frozenset({"history_bytes", "history_wal_bytes", "outbox_bytes", "max_record_bytes", "max_frame_bytes"})
+BYTE_KEYS = frozenset(
+    {
+        "history_bytes", "history_wal_bytes", "outbox_bytes", "max_record_bytes", "max_frame_bytes",
+        "max_message_bytes",
+    }
+)  # fmt: skip
 SECOND_KEYS = frozenset(
     {"history_seconds", "heartbeat_seconds", "idle_seconds", "ping_seconds", "drain_seconds", "head_seconds"}
 )
@@ -57,6 +62,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_messages_per_second: int = 200  # per connection, client to server; 0 = off
     max_frame_bytes: int = 5_000_000  # of one client frame
     max_record_bytes: int = 1 * MIB  # of one row; a larger one gives the 413 event
+    max_message_bytes: int = 1 * MIB  # of a broadcast's payload, and of a presence meta
     outbox_bytes: int = 8 * MIB  # unsent bytes per socket
     ping_seconds: float = 25.0
     idle_seconds: float = 60.0  # without any inbound frame
@@ -188,6 +194,11 @@ def _check(config: Config) -> None:
     if config.max_record_bytes > config.outbox_bytes:
         raise ConfigError(
             "max_record_bytes: a row of this size never fits into outbox_bytes", repair="raise outbox_bytes"
+        )
+    if config.max_message_bytes > min(config.outbox_bytes, config.max_frame_bytes):
+        raise ConfigError(
+            "max_message_bytes: a message of this size never fits into outbox_bytes and max_frame_bytes",
+            repair="raise both",
         )
     _check_numbers(config)
     if config.ping_seconds >= config.idle_seconds:
