@@ -12,6 +12,7 @@
     │   ├── DatabaseRefused       the server answered with an error that needs a repair
     │   └── NotFound              the named table, slot, subscription … does not exist
     ├── DecodeError          the output plugin sent something that is no valid record
+    ├── BusError             a message between nodes is none of theirs: ignore it
     └── Invariant            our own bug: crash and be restarted
 
 Drivers' errors stay in ``__cause__``; they are translated in one place, ``walstream.shell.database.postgres``.
@@ -129,6 +130,19 @@ class DecodeError(WalstreamError):
     def __init__(self, message: str, payload: bytes = b"") -> None:
         super().__init__(message)
         self.payload = payload[:200]
+
+
+class BusError(WalstreamError):
+    """A message that came as if from another node and is not to be heeded.
+
+    ``reason``: ``malformed``, ``forged``, ``late``, ``replayed``, ``missing`` (what it refers to) or ``crowded``.
+    """
+
+    code = "bus_error"
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Invariant(WalstreamError):

@@ -1,6 +1,7 @@
 """The nouns of rooms: what a topic's members send each other, whoever carries it.
 
-Plain values, no behaviour; what they look like on a client's wire is in ``channel``, between nodes in ``bus``.
+Plain values, no behaviour; what they look like on a client's wire is in ``channel``, between nodes in ``bus``, where
+members go by their place: new ones are added at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class RoomKey(NamedTuple):
     private: bool = False
 
 
-class Broadcast(msgspec.Struct, frozen=True, kw_only=True):
+class Broadcast(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One message to a room.
 
     ``payload``: JSON text, or the bytes as they came where ``binary``. ``whole``: the client's own frame payload, which
@@ -39,7 +40,7 @@ class Broadcast(msgspec.Struct, frozen=True, kw_only=True):
     sent_at: str = ""
 
 
-class PresenceEntry(msgspec.Struct, frozen=True):
+class PresenceEntry(msgspec.Struct, frozen=True, array_like=True):
     """One tracked presence, or with ``meta`` None its end.
 
     ``entry``: unique on its node while it lives, one per joined topic of one socket. ``key``: the presence key, which

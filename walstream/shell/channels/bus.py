@@ -17,11 +17,14 @@ class BusListener(Protocol):
     """Who is told what came. Every method is synchronous and none raises."""
 
     def item(self, node: str, item: Item) -> None:
-        """An item of another node: each at most once, those of one node in the order of their publishing."""
+        """An item of another node: each at most once, those of one node in the order of their publishing.
+
+        Hello means that the node was not known before; Bye is told by ``peer_lost``.
+        """
         ...
 
     def gap(self) -> None:
-        """Items of any other node may be missing before what comes next."""
+        """Items of any other node may be missing before what comes next. Told whenever the bus begins to hear, too."""
         ...
 
     def peer_lost(self, node: str) -> None:
