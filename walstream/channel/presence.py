@@ -48,7 +48,7 @@ class PresenceRoom:
 
     def __init__(self) -> None:
         self._by_node: dict[str, dict[str, PresenceEntry]] = {}
-        self._changed: dict[_Id, PresenceEntry | None] = {}  # what was told last of it, in the order of latest changes
+        self._changed: dict[_Id, PresenceEntry | None] = {}  # what was told last of it
         self._by_key: dict[str, _Metas] = {}  # as of the last commit
         self._state: bytes | None = b"{}"
 
@@ -141,7 +141,7 @@ class PresenceRoom:
         self._note((node, name), old)
 
     def _note(self, changed: _Id, old: PresenceEntry | None) -> None:
-        self._changed[changed] = self._changed.pop(changed, old)
+        self._changed.setdefault(changed, old)
 
     def _tell(
         self,

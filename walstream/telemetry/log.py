@@ -48,6 +48,8 @@ PLAN_CHANGED: Final = "plan.changed"
 PLAN_FAULTY: Final = "plan.faulty"
 PUBLICATIONS_BEHIND: Final = "publications.behind"
 NODE_UNREPORTED: Final = "node.unreported"
+PRESENCE_UNREPORTED: Final = "presence.unreported"
+CONNECTIONS_UNREPORTED: Final = "connections.unreported"
 FILTER_UNFIT: Final = "filter.unfit"
 HEALTH_CHANGED: Final = "health.changed"
 
