@@ -131,8 +131,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
 KEYWORDS = st.sampled_from(["type", "properties", "items", "pattern", "$ref", "enum", "anyOf", "required", "not"])
-    ["type", "properties", "items", "pattern", "$ref", "enum", "anyOf", "required", "$id", "not"]
-)
 
 
 @given(st.dictionaries(KEYWORDS, JSON), st.binary(max_size=30))
