@@ -1,3 +1,5 @@
+"""Channels and members of rows, and what roles may do."""
+
 from __future__ import annotations
 
 import pytest

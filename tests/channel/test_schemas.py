@@ -1,3 +1,5 @@
+"""Schemas of messages: what they check, and that none of them can hold anybody up."""
+
 from __future__ import annotations
 
 import json
