@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import trio
 
 from integration.fixtures.postgres import TestDatabase
 from walstream.channel.presence import PresenceRoom
@@ -14,6 +16,15 @@ from walstream.shell.channels.presence_mirror import PresenceMirror
 from walstream.shell.database.postgres import Database
 
 NODE = "host:1/slot"
+
+
+async def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait for something to become true."""
+    with trio.move_on_after(seconds):
+        while not holds():
+            await trio.sleep(0.02)
+        return
+    raise AssertionError(f"did not come true within {seconds} s")
 
 
 class Mirrored:
@@ -63,5 +74,6 @@ class Mirrored:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that recurs does so soon."""
-    for name, seconds in {"PAUSE_SECONDS": 0.02, "DUTY": 0, "CHECK_SECONDS": 0.1, "SWEEP_SECONDS": 0.1}.items():
+    for name, seconds in {"PAUSE_SECONDS": 0.02, "CHECK_SECONDS": 0.1, "SWEEP_SECONDS": 0.1}.items():
         monkeypatch.setattr(f"walstream.shell.channels.presence_mirror.{name}", seconds)
+    monkeypatch.setattr("walstream.shell.channels.attempts.DUTY", 0)

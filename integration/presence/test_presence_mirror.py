@@ -11,19 +11,10 @@ import pytest
 import trio
 
 from integration.fixtures.postgres import TestDatabase
-from integration.presence.conftest import NODE, Mirrored
+from integration.presence.conftest import NODE, Mirrored, until
 from tests.support import run
 from walstream.channel.presence_rows import NAME_BYTES_MAX
 from walstream.shell.channels import presence_mirror
-
-
-async def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait for something to become true."""
-    with trio.move_on_after(seconds):
-        while not holds():
-            await trio.sleep(0.02)
-        return
-    raise AssertionError(f"did not come true within {seconds} s")
 
 
 @contextlib.asynccontextmanager

@@ -16,8 +16,8 @@ from tests.support import run
 from walstream.channel.presence_rows import RowKey
 from walstream.errors import DatabaseRefused, DatabaseUnreachable
 from walstream.rooms import PresenceEntry, RoomKey
-from walstream.shell.channels.attempts import GOODBYE_SECONDS, PATIENCE_SECONDS
-from walstream.shell.channels.presence_mirror import CHECK_SECONDS, DUTY, PAUSE_SECONDS, REREAD_SECONDS, PresenceMirror
+from walstream.shell.channels.attempts import DUTY, GOODBYE_SECONDS, PATIENCE_SECONDS
+from walstream.shell.channels.presence_mirror import CHECK_SECONDS, PAUSE_SECONDS, REREAD_SECONDS, PresenceMirror
 from walstream.shell.database.postgres import PgConnection
 from walstream.telemetry.log import PRESENCE_UNREPORTED
 

@@ -5,7 +5,7 @@ What is written, and what a failure means for it, is the caller's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, TypeVar
 
 import structlog
@@ -13,6 +13,7 @@ import trio
 
 from walstream.errors import DatabaseRefused, EnvironmentFailure
 from walstream.shell.database.postgres import PgConnection
+from walstream.shell.supervise import next_delay
 
 T = TypeVar("T")
 
@@ -25,6 +26,12 @@ SWEEP_SECONDS: Final = 30.0
 GOODBYE_SECONDS: Final = 1.0
 """For what is written at the end."""
 
+DUTY: Final = 10
+"""The pause after a round of writes is at least so many times as long as the round: it must not load the database."""
+
+SPOILT: Final = ("22", "23", "54")
+"""Classes of SQLSTATE that mean the values, not the database: data, constraints, limits of the program."""
+
 log = structlog.get_logger()
 
 
@@ -34,6 +41,18 @@ class Statements(Protocol):
     async def run(self, work: Callable[[PgConnection], T]) -> T:
         """Call ``work`` with a connection in autocommit. Raises DatabaseUnreachable or DatabaseRefused."""
         ...
+
+
+async def keep_writing(write: Callable[[], Awaitable[bool]], pause_seconds: float) -> None:
+    """Call ``write`` for ever, with pauses; rarely where it is slow, ever more rarely while it says False."""
+    delay = 0.0
+    while True:
+        started = trio.current_time()
+        if await write():
+            delay, pause = 0.0, DUTY * (trio.current_time() - started)
+        else:
+            delay = pause = next_delay(delay, spread=0.0)
+        await trio.sleep(max(pause_seconds, pause))
 
 
 class Attempts:

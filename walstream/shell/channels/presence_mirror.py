@@ -19,7 +19,7 @@ from psycopg2 import sql
 
 from walstream.channel.presence_rows import IDLE_SECONDS, PresenceRow, PresenceRows, RowKey
 from walstream.rooms import PresenceEntry, RoomKey
-from walstream.shell.channels.attempts import Attempts, Statements
+from walstream.shell.channels.attempts import SPOILT, Attempts, Statements, keep_writing
 from walstream.shell.database.counts import NODE_SECONDS
 from walstream.shell.database.postgres import PgConnection
 from walstream.shell.supervise import next_delay
@@ -27,9 +27,6 @@ from walstream.telemetry.log import PRESENCE_UNREPORTED
 
 PAUSE_SECONDS: Final = 1.0
 """Between writes: what changes and changes back meanwhile is not written."""
-
-DUTY: Final = 10
-"""The pause after a round is at least so many times as long as the round was: presence must not load the database."""
 
 CHECK_SECONDS: Final = 15.0
 """Between looks whether all our rows are still there."""
@@ -120,9 +117,6 @@ select p.id::text,
  limit %(rows)s
 """
 
-_SPOILT: Final = ("22", "23", "54")
-"""Classes of SQLSTATE that mean the values, not the database: data, constraints, limits of the program."""
-
 
 class PresenceMirror:
     """Keeps this node's rows as they should be, and tells ``outside`` all that SQL and the command line track.
@@ -173,24 +167,15 @@ class PresenceMirror:
         """Mirror until cancelled, however long the database is away; then sets this node's rows offline."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write)
+                nursery.start_soon(keep_writing, self._write, PAUSE_SECONDS)
                 nursery.start_soon(self._follow)
                 nursery.start_soon(self._sweep)
         finally:
             await self._attempts.last(self._statements.goodbye)
 
-    async def _write(self) -> None:
-        delay = 0.0
-        while True:
-            started = trio.current_time()
-            self._rows.age(self._clock())
-            if await self._check() and await self._flush():
-                delay = 0.0
-                pause = max(PAUSE_SECONDS, DUTY * (trio.current_time() - started))
-            else:
-                delay = next_delay(delay, spread=0.0)
-                pause = max(PAUSE_SECONDS, delay)
-            await trio.sleep(pause)
+    async def _write(self) -> bool:
+        self._rows.age(self._clock())
+        return await self._check() and await self._flush()
 
     async def _check(self) -> bool:
         """See that the table has our rows; False where it does not answer. Its server may have crashed."""
@@ -294,7 +279,7 @@ class _Statements:
                 metas=[row.metadata.decode() for row in rows],
             )
         except psycopg2.Error as error:
-            if (error.pgcode or "")[:2] not in _SPOILT:
+            if (error.pgcode or "")[:2] not in SPOILT:
                 raise
             self._write_spoilt(connection, rows)
 

@@ -83,8 +83,9 @@ def refusal(status: int, text: str, *, delay_seconds: float = 0.0) -> HttpReply:
 class Socket:
     """One open WebSocket, for whoever answers it. Every method is synchronous and does nothing once it is closing.
 
-    ``id``: unique in all nodes. ``connected_at``: Unix seconds. Closing is a request: frames sent before it still
-    go out, the handler gets no further message, and ``Handler.closed`` follows.
+    ``id``: unique in all nodes, the same in logs and in ``realtime.connections``. ``connected_at``: Unix seconds.
+    Closing is a request: frames sent before it still go out, the handler gets no further message, and
+    ``Handler.closed`` follows.
     """
 
     __slots__ = ("_stream", "close_at", "close_code", "connected_at", "corked", "id", "outbox", "peer", "pinged_at")
@@ -94,7 +95,7 @@ class Socket:
         self.outbox: Outbox = stream.outbox
         self.peer = peer
         self.connected_at = connected_at
-        self.id = str(uuid.uuid4())
+        self.id = f"conn-{uuid.uuid4()}"
         self.corked = False  # during the messages of one read: the answers go out together
         self.pinged_at = 0.0  # monotonic
         self.close_code = 0  # what was sent, 0 while open
