@@ -5,12 +5,14 @@
     │   ├── ProtocolError        a frame that is not what the protocol allows
     │   ├── JoinRefused          a join that cannot be accepted
     │   ├── FilterError          a filter or a column list that does not fit its table
+    │   ├── InputError           an argument that cannot be used: no JSON, no time, too long
     │   └── TokenError           a token or key that does not verify
     ├── ConfigError          the operator's configuration is wrong: refuse to start
     ├── EnvironmentFailure   PostgreSQL or the network: retry or tell the operator
     │   ├── DatabaseUnreachable   no connection to be had, or it was lost
     │   ├── DatabaseRefused       the server answered with an error that needs a repair
-    │   └── NotFound              the named table, slot, subscription … does not exist
+    │   ├── NotFound              the named table, slot, subscription, channel … does not exist
+    │   └── Conflict              what is there stands against it: a name is taken, a channel full
     ├── DecodeError          the output plugin sent something that is no valid record
     ├── BusError             a message between nodes is none of theirs: ignore it
     └── Invariant            our own bug: crash and be restarted
@@ -70,6 +72,12 @@ class FilterError(ClientError):
     code = "filter_error"
 
 
+class InputError(ClientError):
+    """An argument is not what it should be: no JSON, no point in time, too long, out of range."""
+
+    code = "input_error"
+
+
 class TokenError(ClientError):
     """A token does not verify. ``name``: Supabase's code for it, such as ``InvalidJWTToken``."""
 
@@ -119,6 +127,13 @@ class NotFound(EnvironmentFailure):
     """The named object does not exist."""
 
     code = "not_found"
+    retry = False
+
+
+class Conflict(EnvironmentFailure):
+    """What is there already stands against it: a name is taken, a channel is full."""
+
+    code = "conflict"
     retry = False
 
 

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pytest
+from click.testing import CliRunner
 
 from integration.fixtures.postgres import ROOT, TestDatabase
+from walstream.cli import cli
 
 
 class Done(NamedTuple):
@@ -57,6 +59,25 @@ class Walstream:
             [sys.executable, "-m", "walstream", *arguments],
             env=self.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+
+
+class InProcess(Walstream):
+    """The same without a process each: for the many short commands of one test."""
+
+    def __call__(self, *arguments: str, stdin: str | None = None) -> Done:
+        """Run a command to its end; what it raises that is no exit is a failure of the test."""
+        ours = {key: value for key, value in self.environ.items() if key.startswith("WALSTREAM_")}
+        unset: dict[str, str | None] = {key: None for key in os.environ if key.startswith(("WALSTREAM_", "PG"))}
+        done = CliRunner().invoke(cli, arguments, input=stdin, env={**unset, **ours}, prog_name="walstream")
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return Done(done.exit_code, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def run(prepared: TestDatabase) -> InProcess:
+    """The command line over ``prepared``, in this process."""
+    return InProcess(prepared.dsn, {"WALSTREAM_SLOT": f"walstream_{prepared.name}"})
 
 
 @pytest.fixture

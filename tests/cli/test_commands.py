@@ -25,6 +25,16 @@ OURS = (
     "unsubscribe",
     "subscriptions",
     "listen",
+    "channel",
+    "broadcast",
+    "message",
+    "messages",
+    "replay",
+    "events",
+    "presence",
+    "connections",
+    "logs",
+    "cleanup",
 )
 
 
@@ -91,18 +101,50 @@ def test_wrong_arguments_are_usage_errors(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nosuch"], [], ["slot"], ["config"], ["slot", "nosuch"], ["subscribe"], ["unsubscribe"]]
+    "arguments",
+    [
+        ["nosuch"],
+        [],
+        ["slot"],
+        ["config"],
+        ["slot", "nosuch"],
+        ["subscribe"],
+        ["unsubscribe"],
+        ["channel"],
+        ["channel", "nosuch"],
+        ["channel", "join", "a"],
+        ["broadcast"],
+        ["messages"],
+        ["replay", "a"],
+        ["presence"],
+        ["presence", "track"],
+        ["message", "hide"],
+        ["message", "hide", "1"],
+        ["logs", "--unit", "x"],
+    ],
 )
-def test_what_is_no_command_is_answered_with_usage(arguments: list[str]) -> None:
+def test_what_is_no_command_or_half_of_one_is_answered_with_usage(arguments: list[str]) -> None:
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 2
     assert "Usage: " in done.output
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if path[0] not in ("token", "config")], ids=" ".join)
-def test_without_a_database_the_key_is_named(path: tuple[str, ...]) -> None:
-    arguments = ["public.users"] if path[-1] in ("subscribe", "unsubscribe", "drop", "listen") else []
-    done = CliRunner().invoke(cli, [*path, *arguments])
+WORDS = {"since": "0", "ids": "6b1f8f7a-0000-4000-8000-000000000000", "role": "admin", "words": "general"}
+FLAGS = {("channel", "update"): ["--name", "x"]}
+
+
+def fewest(path: tuple[str, ...], command: click.Command) -> list[str]:
+    """The arguments without which a command does not begin."""
+    places = [place for place in command.params if isinstance(place, click.Argument)]
+    needed = [place for place in places if place.required or place.name == "words"]
+    return [WORDS.get(str(place.name), "public.users") for place in needed] + FLAGS.get(path, [])
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=[" ".join(path) for path in PATHS])
+def test_without_a_database_the_key_is_named(path: tuple[str, ...], command: click.Command) -> None:
+    if path[0] in ("token", "config"):
+        return
+    done = CliRunner().invoke(cli, [*path, *fewest(path, command)])
     assert done.exit_code == 2
     assert done.stderr.splitlines() == [
         "error: database_url: no database is configured [config_error]",

@@ -39,6 +39,16 @@ COMMANDS: Mapping[str, Entry] = {
     "unsubscribe": Entry("unsubscribe", "Stop capturing the changes of a table."),
     "subscriptions": Entry("subscriptions", "List the captured tables and their health."),
     "listen": Entry("listen", "Print the changes of a table as they are committed."),
+    "channel": Entry("channel", "Make, change and delete channels, and say who belongs to them."),
+    "broadcast": Entry("broadcast", "Send a message to a channel, or show its statistics."),
+    "message": Entry("message", "Hide or delete stored messages."),
+    "messages": Entry("messages", "List the newest messages of a channel."),
+    "replay": Entry("replay", "Print the messages of a channel from a point in time on."),
+    "events": Entry("events", "Count the messages of a channel by event."),
+    "presence": Entry("presence", "Say and see who is online, away or offline."),
+    "connections": Entry("connections", "List the open WebSocket connections."),
+    "logs": Entry("logs", "Show the last messages of all topics, or the daemon's log."),
+    "cleanup": Entry("cleanup", "Delete old messages, and mark who has gone silent."),
 }
 
 

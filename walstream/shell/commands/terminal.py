@@ -12,7 +12,7 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -25,6 +25,7 @@ from walstream.errors import (
     DatabaseRefused,
     DatabaseUnreachable,
     FilterError,
+    InputError,
     NotFound,
     TokenError,
     WalstreamError,
@@ -91,6 +92,13 @@ class Terminal:
         """The command's one result: ``value`` in JSON, else ``text`` alone on stdout."""
         click.echo(self._json(value) if self.format == "json" else str(value if text is None else text))
 
+    def done(self, alone: object, values: Mapping[str, object]) -> None:
+        """What a command has made or changed: ``alone``, an id or a number, on stdout, or with a format all of it."""
+        if self.format == "table":
+            click.echo(shown(alone))
+        else:
+            self.record(values)
+
     def record(self, values: Mapping[str, object]) -> None:
         """One row: an object in JSON, a line in CSV, else one ``name  value`` line for each field."""
         if self.format == "json":
@@ -101,6 +109,13 @@ class Terminal:
             width = max(map(len, values), default=0)
             for name, value in values.items():
                 click.echo(f"{name:<{width}}  {shown(value)}".rstrip())
+
+    def one(self, values: Mapping[str, object], columns: Sequence[str]) -> None:
+        """One row of numbers under its header, as the documentation shows statistics; in JSON an object."""
+        if self.format == "json":
+            click.echo(self._json({column: values.get(column) for column in columns}))
+        else:
+            self.rows([values], columns)
 
     def rows(self, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
         """A list of rows. Piped tables have a header and no decoration."""
@@ -114,6 +129,41 @@ class Terminal:
             _print_rich(columns, cells)
         else:
             click.echo("\n".join(aligned([list(columns), *cells])))
+
+    def lines(self, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
+        """Rows of a list that does not end, written out at once: JSON objects, CSV or cells, one a line, no header."""
+        for row in rows:
+            cells = [shown(row.get(column)) for column in columns]
+            if self.format == "json":
+                text = _encode({column: row.get(column) for column in columns}).decode() + "\n"
+            elif self.format == "csv":
+                text = _csv_line(cells)
+            else:
+                text = aligned([cells])[0] + "\n"
+            click.echo(text, nl=False)
+        sys.stdout.flush()
+
+    def stream(self, pages: Iterable[Sequence[Mapping[str, object]]], columns: Sequence[str]) -> None:
+        """Rows that may be more than memory holds, page by page. A table's columns are as wide as its first page's."""
+        if self.format == "json":
+            before = "["
+            for page in pages:
+                for row in page:
+                    click.echo(before + _encode({column: row.get(column) for column in columns}).decode(), nl=False)
+                    before = ",\n "
+            click.echo("[]" if before == "[" else "]")
+            return
+        widths: list[int] = []
+        for page in pages:
+            lines = [[shown(row.get(column)) for column in columns] for row in page]
+            if self.format == "csv":
+                text = "".join(map(_csv_line, lines if widths else [list(columns), *lines]))
+            else:
+                text = "".join(f"{line}\n" for line in aligned(lines if widths else [list(columns), *lines], widths))
+            widths = widths or [0]
+            click.echo(text, nl=False)
+        if not widths:
+            self.rows([], columns)
 
     def confirm(self, question: str, *, force: bool, flag: str = "--force") -> None:
         """Ask on a terminal; elsewhere ``flag`` is needed. Raises click.Abort or click.UsageError."""
@@ -144,7 +194,7 @@ class Terminal:
 def exit_code(error: WalstreamError) -> int:
     """What the process ends with for an error."""
     match error:
-        case ConfigError() | FilterError():
+        case ConfigError() | FilterError() | InputError():
             return EXIT_USAGE
         case NotFound():
             return EXIT_NOT_FOUND
@@ -186,16 +236,20 @@ def shown(value: object) -> str:
             return value.isoformat(sep=" ", timespec="seconds")
         case list() | tuple():
             return ",".join(map(shown, value))
-        case dict():
+        case dict() | msgspec.Raw():
             return _encode(value).decode()
         case _:
             return str(value)
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells as text, columns two spaces apart. A cell's line breaks become spaces."""
+def aligned(lines: Sequence[Sequence[str]], widths: list[int] | None = None) -> list[str]:
+    """Lines of cells as text, columns two spaces apart. A cell's line breaks become spaces.
+
+    ``widths``: those of the columns, or an empty list that is filled with what these lines take.
+    """
     flat = [[" ".join(cell.splitlines()) for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*flat, strict=True)]
+    widths = [] if widths is None else widths
+    widths[:] = widths or [max(map(len, column)) for column in zip(*flat, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in flat]
 
 
@@ -208,7 +262,8 @@ def _csv_line(cells: Sequence[str]) -> str:
 def options(*, word: bool = False) -> Callable[[_Decorated], Callable[..., Any]]:
     """Decorator: what every command accepts. The command gets a ``Terminal`` as its first argument.
 
-    ``word``: the last argument may be a format, as in ``walstream subscriptions json``.
+    ``word``: the last argument may be a format, as in ``walstream subscriptions json``. Where optional arguments come
+    before it, it may stand in the place of any of them.
     """
 
     def decorate(function: _Decorated) -> Callable[..., Any]:
@@ -225,15 +280,38 @@ def options(*, word: bool = False) -> Callable[[_Decorated], Callable[..., Any]]
 
         decorated: Callable[..., Any] = call
         if word:
-            choice = click.argument("format_word", required=False, type=click.Choice(FORMATS), metavar="[json]")
-            decorated = choice(decorated)
+            decorated = click.argument("format_word", cls=_FormatWord)(decorated)
         return _common(decorated)
 
     return decorate
 
 
+class _FormatWord(click.Argument):
+    """The last word where it is a format: taken out of the place of the optional argument that it came in."""
+
+    def __init__(self, param_decls: Sequence[str], **attributes: Any) -> None:
+        super().__init__(
+            param_decls, required=False, type=click.Choice(FORMATS), metavar="[json]", is_eager=True, **attributes
+        )
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        # Eager: the arguments before it have not been looked at yet.
+        missing = opts.get(self.name)
+        if not isinstance(missing, str) and isinstance(opts, dict):
+            places = [place for place in ctx.command.params if isinstance(place, click.Argument) and place is not self]
+            given = [place for place in places if place.nargs == 1 and isinstance(opts.get(place.name), str)]
+            if given and not given[-1].required and opts[given[-1].name] in FORMATS:
+                opts[self.name] = opts[given[-1].name]
+                opts[given[-1].name] = missing
+        return super().handle_parse_result(ctx, opts, args)
+
+
 def _check_text(value: object) -> None:
-    """Refuse what the shell handed over in another encoding: no database of ours has it."""
+    """Refuse what the shell handed over in another encoding, and the character that PostgreSQL's text cannot hold."""
+    if isinstance(value, str) and "\0" in value:
+        raise click.UsageError("an argument has a NUL character")
     try:
         if isinstance(value, str):
             value.encode()

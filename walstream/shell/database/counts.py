@@ -77,12 +77,17 @@ def overview(connection: Connection, schema: str) -> Counts:
     return _ask(connection, schema, _OVERVIEW)
 
 
+def presence(connection: Connection, schema: str) -> Counts:
+    """online, away, offline, total_users, total_channels: people, each counted once. Raises psycopg2.Error."""
+    return _ask(connection, schema, _PRESENCE)
+
+
 def statistics(connection: Connection, schema: str) -> dict[str, Counts]:
     """Blocks of counts by name, from status to connections. Raises psycopg2.Error."""
     return {
         "status": overview(connection, schema),
         "subscriptions": _ask(connection, schema, _SUBSCRIPTIONS),
-        "presence": _ask(connection, schema, _PRESENCE),
+        "presence": presence(connection, schema),
         "broadcast": _ask(connection, schema, _BROADCAST),
         "channels": _ask(connection, schema, _CHANNELS),
         "connections": _ask(connection, schema, _CONNECTIONS),

@@ -1,0 +1,82 @@
+"""Messages as they come, and the daemon's own log, for ``walstream logs``.
+
+Messages are asked for again and again: clients' and SQL's come without a NOTIFY that the command line could read.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import shutil
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from walstream.errors import EnvironmentFailure, NotFound
+from walstream.shell.commands import messages
+from walstream.shell.commands.own_tables import OwnTables, Row
+
+POLL_SECONDS: Final = 0.5
+OVERLAP: Final = dt.timedelta(seconds=60)
+"""A message is stamped when its transaction starts, and seen when that commits: so much may lie between."""
+
+_CHUNK: Final = 64 * 1024
+
+
+def follow(tables: OwnTables, first: int, sleep: Callable[[float], None] = time.sleep) -> Iterator[list[Row]]:
+    """The newest ``first`` messages of all topics, oldest first, then new ones for ever. Raises psycopg2.Error."""
+    now = tables.only("select now() as now")["now"]
+    shown = messages.latest(tables, None, first)[::-1]
+    # What was there and is not among the newest is not new.
+    seen = {row["id"]: row["sent_at"] for row in messages.since(tables, now - OVERLAP)}
+    seen |= {row["id"]: row["sent_at"] for row in shown}
+    yield shown
+    newest = max([now, *seen.values()])
+    while True:
+        sleep(POLL_SECONDS)
+        horizon = newest - OVERLAP
+        rows = [row for row in messages.since(tables, horizon) if row["id"] not in seen]
+        seen = {name: sent for name, sent in seen.items() if sent > horizon}
+        seen |= {row["id"]: row["sent_at"] for row in rows}
+        newest = max([newest, *(row["sent_at"] for row in rows)])
+        if rows:
+            yield rows
+
+
+def of_file(path: Path, lines: int, *, forever: bool, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
+    """The last lines of a log file, then those that are added. A file that is replaced or cut is read from its start.
+
+    Raises NotFound.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise NotFound(f"cannot read {path}: {error.strerror}", repair="--file names the daemon's log file") from error
+    with file:
+        yield "".join(deque((line.decode(errors="replace") for line in file), maxlen=lines))
+        while forever:
+            sleep(POLL_SECONDS)
+            if path.exists() and (path.stat().st_ino != _inode(file.fileno()) or path.stat().st_size < file.tell()):
+                yield from of_file(path, lines, forever=True, sleep=sleep)
+                return
+            while chunk := file.read(_CHUNK):
+                yield chunk.decode(errors="replace")
+
+
+def _inode(descriptor: int) -> int:
+    return os.fstat(descriptor).st_ino
+
+
+def of_unit(unit: str, lines: int, *, forever: bool) -> int:
+    """Let journalctl print the log of a service on our standard output; its exit code. Raises EnvironmentFailure."""
+    program = shutil.which("journalctl")
+    if program is None:
+        raise EnvironmentFailure(
+            "there is no journalctl here",
+            repair="the daemon writes its log to standard error: name the file with --file, or ask what started it",
+        )
+    command = [program, f"--unit={unit}", f"--lines={lines}", "--no-pager", "--output=cat"]
+    return subprocess.run([*command, "--follow"] if forever else command, check=False).returncode  # noqa: S603 - no shell
