@@ -90,6 +90,19 @@ def test_what_cannot_be_sent(run: InProcess, channel: str) -> None:
     assert run("broadcast", "cleanup", "many").code == 2
 
 
+def test_a_channel_may_have_schemas(run: InProcess, prepared: TestDatabase) -> None:
+    shape = '{"schemas": {"said": {"type": "object", "required": ["text"]}, "*": {"type": "integer"}}}'
+    run.ok("channel", "create", "strict", "public", shape)
+    run.ok("broadcast", "strict", "said", '{"text": "Hello"}')
+    run.ok("broadcast", "strict", "other", "1")
+    for event, payload in (("said", "{}"), ("other", '"x"')):
+        refused = run("broadcast", "strict", event, payload)
+        assert (refused.code, refused.out, "[input_error]" in refused.err) == (2, "", True)
+    assert prepared.scalar("select count(*) from realtime.messages") == 2
+    faulty = run("channel", "update", "strict", "--metadata", '{"schemas": {"said": {"type": "thing"}}}')
+    assert (faulty.code, "METADATA: schemas: said: " in faulty.err) == (2, True)
+
+
 def test_messages_are_the_newest_first(run: InProcess, prepared: TestDatabase, channel: str) -> None:
     at(prepared, [f"2026-01-30 10:{minute:02}:00Z" for minute in range(55)])
     rows = run.json("messages", "general")

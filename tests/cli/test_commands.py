@@ -130,7 +130,7 @@ def test_what_is_no_command_or_half_of_one_is_answered_with_usage(arguments: lis
 
 
 WORDS = {"since": "0", "ids": "6b1f8f7a-0000-4000-8000-000000000000", "role": "admin", "words": "general"}
-FLAGS = {("channel", "update"): ["--name", "x"]}
+FLAGS: dict[tuple[str, ...], list[str]] = {("channel", "update"): ["--name", "x"]}
 
 
 def fewest(path: tuple[str, ...], command: click.Command) -> list[str]:

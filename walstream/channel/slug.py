@@ -15,6 +15,7 @@ SLUG_BYTES_MAX: Final = TOPIC_BYTES_MAX - len(PREFIX)
 """A binary frame names the topic, prefix included."""
 
 _JOINERS: Final = "\u200c\u200d"  # between letters of several scripts, and between the parts of an emoji
+_ROUNDS: Final = 8  # what is left out may have kept two characters apart that compose; two rounds are usual
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -23,9 +24,14 @@ def slug_of(name: str) -> str:
 
     "" for a name of which nothing is left. Equal names in different normal forms have equal slugs.
     """
-    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", name).casefold())
-    dashed = re.sub(r"[\s-]+", "-", folded)
-    return "".join(filter(_stays, dashed)).strip("-" + _JOINERS)
+    slug = name
+    for _ in range(_ROUNDS):
+        before = slug
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", slug).casefold())
+        slug = "".join(filter(_stays, re.sub(r"[\s-]+", "-", folded))).strip("-" + _JOINERS)
+        if slug == before:
+            break
+    return slug
 
 
 def _stays(character: str) -> bool:

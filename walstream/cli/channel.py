@@ -38,11 +38,14 @@ def _wish(
 ) -> Wish:  # fmt: skip
     from walstream.shell.commands import channels, inputs
 
-    limit = shell.config.max_message_bytes
+    text = None
+    if metadata is not None:
+        text = inputs.read_json("METADATA", metadata, shell.config.max_message_bytes, "object")
+        channels.check_schemas(text)
     return channels.Wish(
         name=name,
         type=kind,
-        metadata=None if metadata is None else inputs.read_json("METADATA", metadata, limit, "object"),
+        metadata=text,
         persist=persist,
         retention_hours=None
         if hours is None

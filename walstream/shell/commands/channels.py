@@ -11,6 +11,7 @@ from typing import Final, Literal
 import msgspec
 import psycopg2
 
+from walstream.channel.schemas import Schemas
 from walstream.channel.slug import slug_of, slug_problem
 from walstream.errors import Conflict, InputError, NotFound
 from walstream.shell.commands.own_tables import Channel, OwnTables, Row, judging
@@ -80,6 +81,12 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     def said(self) -> tuple[str, ...]:
         """What it says something about, by column."""
         return tuple(key for key, value in msgspec.structs.asdict(self).items() if value is not None)
+
+
+def check_schemas(metadata: str) -> None:
+    """Raises InputError where ``metadata``, JSON object text, has ``schemas`` that check nothing."""
+    for event, fault in Schemas(msgspec.json.decode(metadata).get("schemas")).faults.items():
+        raise InputError(f"METADATA: schemas: {event}: {fault}", repair='{"schemas": {EVENT or "*": a JSON Schema}}')
 
 
 def create(tables: OwnTables, name: str, slug: str | None, wish: Wish, *, update: bool) -> tuple[Row, bool]:

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from walstream.channel.schemas import Schemas
 from walstream.channel.slug import is_uuid
 from walstream.errors import InputError, NotFound
 from walstream.shell.commands.own_tables import Channel, OwnTables, Row, judging
@@ -107,8 +108,16 @@ def send(
 ) -> Row:
     """Store a message and tell daemons and direct listeners of it, in one transaction; its id, seq and sent_at.
 
-    ``payload``: JSON text. ``ttl``: seconds after which it is deleted.
+    ``payload``: JSON text. ``ttl``: seconds after which it is deleted. Raises InputError, also where the payload is not
+    what the channel's schemas say.
     """
+    kept = tables.only(
+        "select metadata -> 'schemas' as schemas from {channels} where id = %(id)s::uuid", {"id": channel.id}
+    )
+    if refusal := Schemas(kept["schemas"]).check(event, payload.encode()):
+        raise InputError(
+            f"PAYLOAD: {refusal}", repair=f"walstream channel get {channel.slug} shows the schemas in its metadata"
+        )
     values = {
         "topic": channel.slug, "channel": channel.id, "event": event, "payload": payload, "sender": sender, "ttl": ttl,
     }  # fmt: skip

@@ -62,7 +62,7 @@ def find_place(tables: OwnTables, text: str) -> Place:
     try:
         return Place(tables.channel(text).slug)
     except NotFound:
-        here = "select from {presence} where topic = %(topic)s limit 1"
+        here = "select 1 as one from {presence} where topic = %(topic)s limit 1"
         if is_uuid(text) or tables.first(here, {"topic": text}) is None:
             raise
         return Place(text)
