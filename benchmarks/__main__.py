@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("latency", "bindings", "drain", "fanout", "memory")
+NAMES = ("latency", "bindings", "drain", "fanout", "memory", "presence")
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or NAMES:
