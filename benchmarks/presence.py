@@ -114,13 +114,13 @@ def _run(members: list[Member]) -> None:
             for joining in some:
                 joining.join()
             for key, _ in selector.select(0 if some else 1):
-                member: Member = key.data
-                data = member.raw.recv(1 << 20)
+                taken: Member = key.data
+                data = taken.raw.recv(1 << 20)
                 if not data:
                     raise RuntimeError("a socket was closed by the server")
-                member.take(data)
-                if member.known_now() == len(members):
-                    selector.unregister(member.raw)
+                taken.take(data)
+                if taken.known_now() == len(members):
+                    selector.unregister(taken.raw)
                     left -= 1
             if time.monotonic() > deadline:
                 known = [member.known_now() for member in members]

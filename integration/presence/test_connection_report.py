@@ -84,13 +84,13 @@ def test_a_connection_comes_changes_and_goes(prepared: TestDatabase) -> None:
     async def scene(on: Reported) -> None:
         on.open("conn-a", address="1.2.3.4:5", user_agent="browser", vsn="2.0.0", topics=1)
         on.open("conn-b", None)
-        told = {"address": "1.2.3.4:5", "user_agent": "browser", "vsn": "2.0.0", "topics": 1, "queued_bytes": 0}
+        told = {"address": "1.2.3.4:5", "user_agent": "browser", "vsn": "2.0.0", "topics": 1, "lag_bytes": 0}
         await until(lambda: len(on.rows) == 2)
         assert on.rows[0] == ("conn-a", "ada", "connected", told)
         assert on.rows[1][:3] == ("conn-b", None, "connected")
         assert prepared.scalar("select extract(epoch from min(connected_at)) from realtime.connections") == SINCE
         on.change("conn-a", user_id="eve", topics=2, queued_bytes=7)
-        await until(lambda: on.rows[0] == ("conn-a", "eve", "connected", {**told, "topics": 2, "queued_bytes": 7}))
+        await until(lambda: on.rows[0] == ("conn-a", "eve", "connected", {**told, "topics": 2, "lag_bytes": 7}))
         on.close("conn-b")
         await until(lambda: on.statuses == {"conn-a": "connected", "conn-b": "disconnected"})
 

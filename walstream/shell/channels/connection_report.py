@@ -272,6 +272,6 @@ def _metadata(facts: ConnectionFacts) -> str:
         "user_agent": facts.user_agent.replace("\0", "")[:AGENT_LENGTH],
         "vsn": facts.vsn,
         "topics": facts.topics,
-        "queued_bytes": facts.queued_bytes,
+        "lag_bytes": facts.queued_bytes,
     }
     return msgspec.json.encode(told).decode()
