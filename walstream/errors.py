@@ -155,7 +155,7 @@ class BusError(WalstreamError):
 
     code = "bus_error"
 
-    def __init__(self, message: str, *, reason: str) -> None:
+    def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
 

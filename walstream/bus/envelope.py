@@ -81,9 +81,9 @@ def decode_envelope(data: bytes) -> Envelope:
     try:
         envelope = _envelopes.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BusError(f"no envelope: {error}", reason="malformed") from error
+        raise BusError(f"no envelope: {error}", "malformed") from error
     if len(envelope.node) > NODE_CHARACTERS_MAX or not envelope.node or envelope.number < 0:
-        raise BusError("no envelope: its sender has no name that is one", reason="malformed")
+        raise BusError("no envelope: its sender has no name that is one", "malformed")
     return envelope
 
 
@@ -92,7 +92,7 @@ def decode_content(data: bytes) -> list[Item]:
     try:
         return _contents.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BusError(f"no items: {error}", reason="malformed") from error
+        raise BusError(f"no items: {error}", "malformed") from error
 
 
 class Packer:

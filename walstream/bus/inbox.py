@@ -82,7 +82,7 @@ class Inbox:
         if envelope.node == self._own:
             return None
         if abs(envelope.at - now) > WINDOW_MS or envelope.at < self._oldest_ms:
-            raise BusError("said at another time", reason="late")
+            raise BusError("said at another time", "late")
         known = self._nodes.get(envelope.node)
         node = known if known is not None else _Node()
         if envelope.lane == ALONGSIDE:
@@ -90,7 +90,7 @@ class Inbox:
             gap = found = lost = False
         else:
             if envelope.number <= node.newest:
-                raise BusError("said before", reason="replayed")
+                raise BusError("said before", "replayed")
             gap = self._is_hole(node, envelope.number, tick)
             node.newest = envelope.number
             node.told_anew = False
@@ -141,7 +141,7 @@ class Inbox:
 def _admit_alongside(node: _Node, envelope: Envelope) -> None:
     taken = node.alongside
     if envelope.number in taken:
-        raise BusError("said before", reason="replayed")
+        raise BusError("said before", "replayed")
     if len(taken) >= ALONGSIDE_MAX:
-        raise BusError("too many to be remembered", reason="crowded")
+        raise BusError("too many to be remembered", "crowded")
     taken[envelope.number] = envelope.at

@@ -45,11 +45,11 @@ class Seal:
     def open(self, sealed: bytes, about: str = "") -> bytes:
         """What was sealed. Raises BusError where it was not sealed with this key, for this place and ``about``."""
         if len(sealed) < OVERHEAD_BYTES:
-            raise BusError("too short for a sealed message", reason="malformed")
+            raise BusError("too short for a sealed message", "malformed")
         try:
             return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], self._bound(about))
         except InvalidTag as error:
-            raise BusError("sealed with another key, for another place, or by nobody", reason="forged") from error
+            raise BusError("sealed with another key, for another place, or by nobody", "forged") from error
 
     def _bound(self, about: str) -> bytes:
         return self._about + b"\0" + about.encode() if about else self._about
@@ -65,4 +65,4 @@ def from_text(text: str) -> bytes:
     try:
         return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
     except ValueError as error:
-        raise BusError("not base64", reason="malformed") from error
+        raise BusError("not base64", "malformed") from error

@@ -54,6 +54,12 @@ NODE_UNREPORTED: Final = "node.unreported"
 PRESENCE_UNREPORTED: Final = "presence.unreported"
 CONNECTIONS_UNREPORTED: Final = "connections.unreported"
 FILTER_UNFIT: Final = "filter.unfit"
+BUS_REACHED: Final = "bus.reached"
+BUS_LOST: Final = "bus.lost"
+BUS_DROPPED: Final = "bus.dropped"
+BUS_REFUSED: Final = "bus.refused"
+PEER_FOUND: Final = "peer.found"
+PEER_LOST: Final = "peer.lost"
 HEALTH_CHANGED: Final = "health.changed"
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}

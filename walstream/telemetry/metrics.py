@@ -24,9 +24,16 @@ Watched = Literal[
     "outbox_bytes",
     "history_bytes",
     "history_seconds",
+    "bus_peers",
+    "bus_items_in",
+    "bus_items_out",
+    "bus_items_dropped",
+    "bus_gaps",
+    "bus_transactions",
 ]
 
 JOIN_RESULTS: Final = ("ok", "refused", "failed")
+BUS_REASONS: Final = ("malformed", "forged", "late", "replayed", "missing", "crowded")
 CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 1013})
 
 
@@ -46,6 +53,12 @@ WATCHED: Final[dict[Watched, _Description]] = {
     "outbox_bytes": _Description(GaugeMetricFamily, "Bytes waiting in outboxes."),
     "history_bytes": _Description(GaugeMetricFamily, "Bytes of recent changes in memory."),
     "history_seconds": _Description(GaugeMetricFamily, "Age of the oldest change in the history."),
+    "bus_peers": _Description(GaugeMetricFamily, "Other nodes that are there."),
+    "bus_items_in": _Description(CounterMetricFamily, "Items of other nodes."),
+    "bus_items_out": _Description(CounterMetricFamily, "Items for other nodes."),
+    "bus_items_dropped": _Description(CounterMetricFamily, "Items that could not be sent."),
+    "bus_gaps": _Description(CounterMetricFamily, "Times at which items may have been missed."),
+    "bus_transactions": _Description(CounterMetricFamily, "Transactions that carried items."),
 }
 
 
@@ -81,9 +94,12 @@ class Metrics:
         self.heartbeat_seconds = Gauge(
             "walstream_heartbeat_seconds", "Newest round trip through the WAL.", registry=registry
         )
+        self.bus_refused = Counter("walstream_bus_refused", "Notifications not heeded.", ["reason"], registry=registry)
         self.join_seconds = Histogram("walstream_join_seconds", "From join to reply.", registry=registry)
         for result in JOIN_RESULTS:
             self.joins.labels(result)  # present from the start, so that a rate can be taken of the first one
+        for reason in BUS_REASONS:
+            self.bus_refused.labels(reason)
 
     def watch(self, name: Watched, read: Callable[[], float]) -> None:
         """Take the value from ``read`` whenever the page is asked for."""
