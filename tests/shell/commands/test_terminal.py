@@ -6,9 +6,11 @@ import csv
 import datetime as dt
 import io
 import json
+import unicodedata
 from typing import Any
 
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -16,9 +18,11 @@ from hypothesis import strategies as st
 
 from walstream.errors import (
     ConfigError,
+    Conflict,
     DatabaseRefused,
     DatabaseUnreachable,
     FilterError,
+    InputError,
     Invariant,
     NotFound,
     TokenError,
@@ -78,9 +82,68 @@ def test_a_row_of_a_table_is_one_line(lines: list[list[str]]) -> None:
     assert all("\n" not in line for line in terminal.aligned(lines))
 
 
+@given(st.text())
+def test_nothing_that_is_shown_steers_a_terminal(text: str) -> None:
+    shown = terminal.visible(text)
+    assert not any(unicodedata.category(character) == "Cc" and character != "\n" for character in shown)
+    assert terminal.visible(shown) == shown
+    assert "\x1b" not in printed("table", "rows", [{"a": text + "\x1b[2J"}], ["a"])
+    assert "\x1b" not in printed("table", "record", {"a": text + "\x1b[2J"})
+
+
+def test_pictures_and_other_scripts_are_shown_as_they_are() -> None:
+    for text in ("👩‍👩‍👧", "مرحبا\u200f", "日本", "a\nb"):
+        assert terminal.visible(text) == text
+    assert terminal.visible("\x1b[31m\u202ex\t") == "\\x1b[31m\\u202ex\\t"
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["a"], ("a", None, None)), (["a", "json"], ("a", None, "json")), (["json"], ("json", None, None)),
+        (["json", "json"], ("json", None, "json")), (["a", "b"], ("a", "b", None)),
+        (["a", "b", "csv"], ("a", "b", "csv")), (["a", "b", "xml"], None),
+        (["a", "json", "json"], ("a", "json", "json")), (["a", "--", "json"], ("a", None, "json")),
+    ],
+)  # fmt: skip
+def test_the_last_word_may_be_a_format(words: list[str], values: tuple[object, ...] | None) -> None:
+    @click.command()
+    @click.argument("first")
+    @click.argument("second", required=False)
+    @terminal.options(word=True)
+    def show(shell: Terminal, first: str, second: str | None) -> None:
+        click.echo(json.dumps([first, second, shell.format]))
+
+    done = CliRunner().invoke(show, words)
+    if values is None:
+        assert done.exit_code == 2
+    else:
+        assert json.loads(done.output) == [values[0], values[1], values[2] or "table"]
+
+
+def test_a_stream_of_pages_is_one_list_in_every_format() -> None:
+    pages = [[{"a": "x", "b": 1}], [], [{"a": "longer", "b": None}, {"a": "y", "b": 3}]]
+    assert json.loads(printed("json", "stream", pages, ["a", "b"])) == [row for page in pages for row in page]
+    assert printed("csv", "stream", pages, ["a", "b"]) == "a,b\nx,1\nlonger,\ny,3\n"
+    assert printed("table", "stream", pages, ["a", "b"]).splitlines() == ["a  b", "x  1", "longer", "y  3"]
+    for nothing in ([], [[]]):
+        assert json.loads(printed("json", "stream", nothing, ["a", "b"])) == []
+        assert printed("csv", "stream", nothing, ["a", "b"]) == "a,b\n"
+        assert printed("table", "stream", nothing, ["a", "b"]) == "a  b\n"
+
+
+def test_numbers_of_json_stay_as_they_were() -> None:
+    row = {"a": msgspec.Raw(b'{"n":1.50,"big":12345678901234567890123}')}
+    for form in ("table", "csv", "json"):
+        assert "12345678901234567890123" in printed(form, "rows", [row], ["a"])
+        assert "1.50" in printed(form, "rows", [row], ["a"])
+
+
 ERRORS: list[tuple[WalstreamError, int]] = [
     (ConfigError("x"), 2),
     (FilterError("x"), 2),
+    (InputError("x", repair="y"), 2),
+    (Conflict("x"), 1),
     (NotFound("x"), 3),
     (TokenError("InvalidJWTToken", "x"), 4),
     (DatabaseRefused("x", sqlstate="42501"), 4),

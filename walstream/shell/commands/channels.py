@@ -11,7 +11,6 @@ from typing import Final, Literal
 import msgspec
 import psycopg2
 
-from walstream.channel.schemas import Schemas
 from walstream.channel.slug import slug_of, slug_problem
 from walstream.errors import Conflict, InputError, NotFound
 from walstream.shell.commands.own_tables import Channel, OwnTables, Row, judging
@@ -85,7 +84,12 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 def check_schemas(metadata: str) -> None:
     """Raises InputError where ``metadata``, JSON object text, has ``schemas`` that check nothing."""
-    for event, fault in Schemas(msgspec.json.decode(metadata).get("schemas")).faults.items():
+    schemas = msgspec.json.decode(metadata).get("schemas")
+    if schemas is None:
+        return
+    from walstream.channel.schemas import Schemas  # slow to load
+
+    for event, fault in Schemas(schemas).faults.items():
         raise InputError(f"METADATA: schemas: {event}: {fault}", repair='{"schemas": {EVENT or "*": a JSON Schema}}')
 
 

@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from walstream.channel.schemas import Schemas
 from walstream.channel.slug import is_uuid
 from walstream.errors import InputError, NotFound
 from walstream.shell.commands.own_tables import Channel, OwnTables, Row, judging
@@ -114,10 +113,8 @@ def send(
     kept = tables.only(
         "select metadata -> 'schemas' as schemas from {channels} where id = %(id)s::uuid", {"id": channel.id}
     )
-    if refusal := Schemas(kept["schemas"]).check(event, payload.encode()):
-        raise InputError(
-            f"PAYLOAD: {refusal}", repair=f"walstream channel get {channel.slug} shows the schemas in its metadata"
-        )
+    if kept["schemas"] is not None:
+        _check(channel, kept["schemas"], event, payload)
     values = {
         "topic": channel.slug, "channel": channel.id, "event": event, "payload": payload, "sender": sender, "ttl": ttl,
     }  # fmt: skip
@@ -128,6 +125,15 @@ def send(
             if len(name.encode()) <= NOTIFY_NAME_BYTES_MAX:  # a long schema's name leaves no room for the channel's
                 tables.rows("select pg_catalog.pg_notify(%(name)s, %(text)s)", {"name": name, "text": text})
     return row
+
+
+def _check(channel: Channel, schemas: object, event: str, payload: str) -> None:
+    from walstream.channel.schemas import Schemas  # slow to load
+
+    if refusal := Schemas(schemas).check(event, payload.encode()):
+        raise InputError(
+            f"PAYLOAD: {refusal}", repair=f"walstream channel get {channel.slug} shows the schemas in its metadata"
+        )
 
 
 def latest(tables: OwnTables, channel: Channel | None, limit: int, *, with_hidden: bool = False) -> list[Row]:

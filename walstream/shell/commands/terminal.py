@@ -11,6 +11,7 @@ import datetime as dt
 import functools
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ _SHOWN_FLAGS = {
     "schema": "Schema of walstream's own tables.",
     "slot": "Replication slot of this node.",
 }
+_STEERING = re.compile("[\0-\t\v-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _encode = msgspec.json.Encoder(enc_hook=str, order=None).encode
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
@@ -86,7 +88,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """A message for the person, on stderr."""
-        click.echo(text, err=True)
+        click.echo(visible(text), err=True)
 
     def result(self, value: object, text: str | None = None) -> None:
         """The command's one result: ``value`` in JSON, else ``text`` alone on stdout."""
@@ -108,7 +110,7 @@ class Terminal:
         else:
             width = max(map(len, values), default=0)
             for name, value in values.items():
-                click.echo(f"{name:<{width}}  {shown(value)}".rstrip())
+                click.echo(f"{name:<{width}}  {visible(shown(value))}".rstrip())
 
     def one(self, values: Mapping[str, object], columns: Sequence[str]) -> None:
         """One row of numbers under its header, as the documentation shows statistics; in JSON an object."""
@@ -242,12 +244,17 @@ def shown(value: object) -> str:
             return str(value)
 
 
+def visible(text: str) -> str:
+    """A text that cannot steer a terminal: control characters and changes of direction as escapes; line ends stay."""
+    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def aligned(lines: Sequence[Sequence[str]], widths: list[int] | None = None) -> list[str]:
     """Lines of cells as text, columns two spaces apart. A cell's line breaks become spaces.
 
     ``widths``: those of the columns, or an empty list that is filled with what these lines take.
     """
-    flat = [[" ".join(cell.splitlines()) for cell in line] for line in lines]
+    flat = [[visible(" ".join(cell.splitlines())) for cell in line] for line in lines]
     widths = [] if widths is None else widths
     widths[:] = widths or [max(map(len, column)) for column in zip(*flat, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in flat]
@@ -310,11 +317,16 @@ class _FormatWord(click.Argument):
 
 def _check_text(value: object) -> None:
     """Refuse what the shell handed over in another encoding, and the character that PostgreSQL's text cannot hold."""
-    if isinstance(value, str) and "\0" in value:
+    if isinstance(value, tuple):
+        for one in value:
+            _check_text(one)
+        return
+    if not isinstance(value, str):
+        return
+    if "\0" in value:
         raise click.UsageError("an argument has a NUL character")
     try:
-        if isinstance(value, str):
-            value.encode()
+        value.encode()
     except UnicodeEncodeError as error:
         raise click.UsageError(f"an argument is not UTF-8: {value!a}") from error
 
@@ -351,5 +363,5 @@ def _print_rich(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
 
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for line in cells:
-        table.add_row(*map(Text, line))  # Text: brackets in a value are no markup
+        table.add_row(*(Text(visible(cell)) for cell in line))  # Text: brackets in a value are no markup
     Console().print(table)
