@@ -126,7 +126,8 @@ def test_a_stream_of_pages_is_one_list_in_every_format() -> None:
     assert json.loads(printed("json", "stream", pages, ["a", "b"])) == [row for page in pages for row in page]
     assert printed("csv", "stream", pages, ["a", "b"]) == "a,b\nx,1\nlonger,\ny,3\n"
     assert printed("table", "stream", pages, ["a", "b"]).splitlines() == ["a  b", "x  1", "longer", "y  3"]
-    for nothing in ([], [[]]):
+    empty: list[list[list[dict[str, object]]]] = [[], [[]]]
+    for nothing in empty:
         assert json.loads(printed("json", "stream", nothing, ["a", "b"])) == []
         assert printed("csv", "stream", nothing, ["a", "b"]) == "a,b\n"
         assert printed("table", "stream", nothing, ["a", "b"]) == "a  b\n"
