@@ -181,7 +181,7 @@ def test_every_documented_line_runs_unchanged(
 def test_the_reference_names_every_command() -> None:
     documented = {line.split()[0] for line, _ in LINES}
     assert documented <= set(COMMANDS) | {"-h"}
-    assert set(COMMANDS) - documented == {"serve", "dev", "doctor", "config", "token", "slot", "message"}
+    assert set(COMMANDS) - documented == {"serve", "dev", "doctor", "config", "token", "slot", "message", "top"}
 
 
 def test_the_later_spelling_and_other_programs_of_that_name(walstream: Walstream, tmp_path: Path) -> None:

@@ -121,6 +121,29 @@ def test_a_running_daemon_holds_its_slot(prepared: TestDatabase, tmp_path: Path)
         walstream.ok("slot", "drop", daemon.slot)
 
 
+METRICS = b"""# TYPE walstream_connections gauge
+walstream_connections 3.0
+walstream_joins_total{result="ok"} 2.0
+walstream_joins_total{result="re } fused"} 1e2
+walstream_nonsense many
+"""
+
+
+def test_top_shows_a_line_for_each_look(walstream: Walstream) -> None:
+    with answering(200, METRICS) as port:
+        assert daemon_health.fetch_metrics("127.0.0.1", port) == {
+            "walstream_connections": 3.0, "walstream_joins_total": 102.0
+        }  # fmt: skip
+        listen = ("--listen", f"127.0.0.1:{port}")
+        lines = walstream.ok("top", "10ms", "--lines", "2", *listen).out.splitlines()
+        assert [line.split()[1] for line in lines] == ["clients", "3", "3"]
+        objects = walstream.ok("top", "10ms", "--lines", "2", "--json", *listen).out.splitlines()
+        assert [json.loads(line)["clients"] for line in objects] == [3, 3]
+    nobody = walstream("top", *listen)
+    assert (nobody.code, "[daemon_unreachable]" in nobody.err) == (1, True)
+    assert walstream("top", "0").code == 2
+
+
 def test_who_is_no_daemon_of_ours_is_no_daemon() -> None:
     for status, body in ((200, b"<html>"), (200, b"[]"), (404, b'{"error": "x"}'), (200, b"\xff"), (500, b"")):
         with answering(status, body) as port:

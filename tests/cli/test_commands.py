@@ -33,6 +33,7 @@ OURS = (
     "events",
     "presence",
     "connections",
+    "top",
     "logs",
     "cleanup",
 )
@@ -142,7 +143,7 @@ def fewest(path: tuple[str, ...], command: click.Command) -> list[str]:
 
 @pytest.mark.parametrize(("path", "command"), ALL, ids=[" ".join(path) for path in PATHS])
 def test_without_a_database_the_key_is_named(path: tuple[str, ...], command: click.Command) -> None:
-    if path[0] in ("token", "config"):
+    if path[0] in ("token", "config", "top"):
         return
     done = CliRunner().invoke(cli, [*path, *fewest(path, command)])
     assert done.exit_code == 2

@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, Entry] = {
     "events": Entry("events", "Count the messages of a channel by event."),
     "presence": Entry("presence", "Say and see who is online, away or offline."),
     "connections": Entry("connections", "List the open WebSocket connections."),
+    "top": Entry("top", "Watch what the daemon does, a line every two seconds."),
     "logs": Entry("logs", "Show the last messages of all topics, or the daemon's log."),
     "cleanup": Entry("cleanup", "Delete old messages, and mark who has gone silent."),
 }

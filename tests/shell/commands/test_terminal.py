@@ -122,12 +122,12 @@ def test_the_last_word_may_be_a_format(words: list[str], values: tuple[object, .
 
 
 def test_a_stream_of_pages_is_one_list_in_every_format() -> None:
-    pages = [[{"a": "x", "b": 1}], [], [{"a": "longer", "b": None}, {"a": "y", "b": 3}]]
+    pages: list[list[dict[str, object]]] = [[{"a": "x", "b": 1}], [], [{"a": "longer", "b": None}, {"a": "y", "b": 3}]]
     assert json.loads(printed("json", "stream", pages, ["a", "b"])) == [row for page in pages for row in page]
     assert printed("csv", "stream", pages, ["a", "b"]) == "a,b\nx,1\nlonger,\ny,3\n"
     assert printed("table", "stream", pages, ["a", "b"]).splitlines() == ["a  b", "x  1", "longer", "y  3"]
-    empty: list[list[list[dict[str, object]]]] = [[], [[]]]
-    for nothing in empty:
+    no_pages: list[list[list[object]]] = [[], [[]]]
+    for nothing in no_pages:
         assert json.loads(printed("json", "stream", nothing, ["a", "b"])) == []
         assert printed("csv", "stream", nothing, ["a", "b"]) == "a,b\n"
         assert printed("table", "stream", nothing, ["a", "b"]) == "a  b\n"

@@ -1,32 +1,53 @@
 """What a running daemon says of itself, asked over HTTP by the command line.
 
-The answer is made in ``health``.
+The answers are made in ``health`` and ``telemetry``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import re
 from typing import Any, Final
 
 import msgspec
 
 SECONDS: Final = 2.0
 BODY_BYTES_MAX: Final = 1024 * 1024
+_SAMPLE: Final = re.compile(r"([a-z_]+)(?:\{.*\})? (\S+)")
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - addresses that are read, not bound
 
 
 def fetch(host: str, port: int) -> dict[str, Any] | None:
     """The body of ``/health`` of the daemon that listens on ``host``; None if none answers within ``SECONDS``."""
+    try:
+        answer = msgspec.json.decode(_get(host, port, "/health") or b"")
+    except msgspec.DecodeError:
+        return None
+    # Anybody may listen there: what has no such fields is no daemon of ours.
+    return answer if isinstance(answer, dict) and {"status", "version", "node"} <= answer.keys() else None
+
+
+def fetch_metrics(host: str, port: int) -> dict[str, float] | None:
+    """The numbers of ``/metrics`` by name, those with labels added up; None if no daemon answers within ``SECONDS``."""
+    found: dict[str, float] = {}
+    for line in (_get(host, port, "/metrics") or b"").decode(errors="replace").splitlines():
+        sample = _SAMPLE.fullmatch(line)
+        if sample is not None:
+            with contextlib.suppress(ValueError):
+                found[sample[1]] = found.get(sample[1], 0.0) + float(sample[2])
+    return found if "walstream_connections" in found else None
+
+
+def _get(host: str, port: int, path: str) -> bytes | None:
     connection = http.client.HTTPConnection(reachable(host), port, timeout=SECONDS)
     try:
-        connection.request("GET", "/health", headers={"accept": "application/json"})
-        answer = msgspec.json.decode(connection.getresponse().read(BODY_BYTES_MAX))
-    except (OSError, http.client.HTTPException, msgspec.DecodeError):
+        connection.request("GET", path)
+        return connection.getresponse().read(BODY_BYTES_MAX)
+    except (OSError, http.client.HTTPException):
         return None
     finally:
         connection.close()
-    # Anybody may listen there: what has no such fields is no daemon of ours.
-    return answer if isinstance(answer, dict) and {"status", "version", "node"} <= answer.keys() else None
 
 
 def reachable(host: str) -> str:

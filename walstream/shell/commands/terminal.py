@@ -132,8 +132,11 @@ class Terminal:
         else:
             click.echo("\n".join(aligned([list(columns), *cells])))
 
-    def lines(self, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
-        """Rows of a list that does not end, written out at once: JSON objects, CSV or cells, one a line, no header."""
+    def lines(self, rows: Sequence[Mapping[str, object]], columns: Sequence[str], *, width: int = 0) -> None:
+        """Rows of a list that does not end, written out at once: JSON objects, CSV or cells, one a line, no header.
+
+        ``width``: of a cell, or more where the column's name is longer; 0: as long as it is.
+        """
         for row in rows:
             cells = [shown(row.get(column)) for column in columns]
             if self.format == "json":
@@ -141,7 +144,7 @@ class Terminal:
             elif self.format == "csv":
                 text = _csv_line(cells)
             else:
-                text = aligned([cells])[0] + "\n"
+                text = aligned([cells], [max(len(column), width) for column in columns] if width else [])[0] + "\n"
             click.echo(text, nl=False)
         sys.stdout.flush()
 
