@@ -123,9 +123,14 @@ class NotifyBus:
         metrics.watch("bus_items_out", lambda: self.items_out)
         metrics.watch("bus_items_dropped", lambda: self.dropped)
         metrics.watch("bus_gaps", lambda: self._hearing.gaps)
-        metrics.watch("bus_transactions", lambda: self._mouth.transactions)
+        metrics.watch("bus_transactions", lambda: self.transactions)
 
     # -- what the rest of the daemon calls
+
+    @property
+    def transactions(self) -> int:
+        """Transactions that have carried items so far."""
+        return self._mouth.transactions
 
     @property
     def peers(self) -> frozenset[str]:
