@@ -9,6 +9,7 @@
     ├── publication keeper lets pgoutput's publications follow the plan
     ├── heartbeat          proves the way through the WAL
     ├── node report        tells the database how this daemon fares
+    ├── mirror             repeats changes by NOTIFY, where a subscription asks for it
     ├── slot watch         looks at the slot, and for a server that leaves
     └── reader             streams the slot through the pipeline into the fan-out
 
@@ -35,6 +36,7 @@ from walstream.errors import ConfigError, WalstreamError
 from walstream.history.ring import Ring
 from walstream.model import Catalog
 from walstream.router import Router
+from walstream.shell.channels.notify_mirror import NotifyMirror
 from walstream.shell.clients.admission import Admission, session_limits
 from walstream.shell.clients.connection import Connections
 from walstream.shell.clients.edge import Edge
@@ -121,6 +123,7 @@ class Daemon:
             reader=lambda: self.health.reader,
         )
         self.report = self._make_report()
+        self.mirror = self.pipeline.mirror = self._make_mirror()
         self.pipeline.on_gap = self.joins.gap
         self.expiries = Expiries()
         self.edge = self._make_edge()
@@ -163,6 +166,16 @@ class Daemon:
             seconds=config.heartbeat_seconds,
         )
 
+    def _make_mirror(self) -> NotifyMirror:
+        config = self.config
+        return NotifyMirror(
+            lambda name: connect(config.database_url, application_name=name),
+            config.schema,
+            self.health.node,
+            lambda: self.ring.cluster,
+            metrics=self.metrics,
+        )
+
     def _watch_numbers(self) -> None:
         self.health.subscriptions = lambda: len(self.pipeline.plan.rows)
         watch = self.metrics.watch
@@ -197,6 +210,7 @@ class Daemon:
                 self.keeper.run,
                 self.heartbeat.run,
                 self.report.run,
+                self.mirror.run,
                 self.watch.run,
                 self.reader.run,
             ):

@@ -60,6 +60,9 @@ BUS_DROPPED: Final = "bus.dropped"
 BUS_REFUSED: Final = "bus.refused"
 PEER_FOUND: Final = "peer.found"
 PEER_LOST: Final = "peer.lost"
+MIRROR_STARTED: Final = "mirror.started"
+MIRROR_LOST: Final = "mirror.lost"
+MIRROR_DROPPED: Final = "mirror.dropped"
 HEALTH_CHANGED: Final = "health.changed"
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}

@@ -30,6 +30,8 @@ Watched = Literal[
     "bus_items_dropped",
     "bus_gaps",
     "bus_transactions",
+    "mirror_sent",
+    "mirror_dropped",
 ]
 
 JOIN_RESULTS: Final = ("ok", "refused", "failed")
@@ -59,6 +61,8 @@ WATCHED: Final[dict[Watched, _Description]] = {
     "bus_items_dropped": _Description(CounterMetricFamily, "Items that could not be sent."),
     "bus_gaps": _Description(CounterMetricFamily, "Times at which items may have been missed."),
     "bus_transactions": _Description(CounterMetricFamily, "Transactions that carried items."),
+    "mirror_sent": _Description(CounterMetricFamily, "Changes mirrored to NOTIFY."),
+    "mirror_dropped": _Description(CounterMetricFamily, "Changes that could not be mirrored."),
 }
 
 

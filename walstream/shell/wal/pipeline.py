@@ -20,7 +20,7 @@ from walstream.decoder import MESSAGE_PREFIX, Decoder
 from walstream.errors import EnvironmentFailure, Invariant
 from walstream.history.assemble import Assembler
 from walstream.history.ring import Ring
-from walstream.history.visibility import is_live
+from walstream.history.visibility import is_live, settled
 from walstream.lsn import Lsn
 from walstream.model import (
     Begin,
@@ -37,6 +37,7 @@ from walstream.model import (
     Transaction,
     TypeInfo,
 )
+from walstream.shell.channels.notify_mirror import NotifyMirror
 from walstream.shell.database import plan_source, publications
 from walstream.shell.database.access import Rights, TableAccess, load_rights
 from walstream.shell.database.catalog import load_relations, load_types
@@ -108,6 +109,7 @@ class Pipeline:
         self.tally = Tally()
         self.changes_in = 0
         self.on_gap: Callable[[str], object] = lambda reason: None
+        self.mirror: NotifyMirror | None = None
         self._settings = settings
         self._catalog = catalog
         self._ring = ring
@@ -127,6 +129,7 @@ class Pipeline:
         self._truncated: set[tuple[str, str]] = set()  # tables emptied since the transaction's last row
         self._held: Record | None = None
         self._plan_snapshot: Snapshot | None = None
+        self._first_snapshot: Snapshot | None = None  # until everything is newer than it
         self._server_start = 0.0
         self._restart_lsn = self._wal_end = 0
         self._evict_at = 0.0
@@ -161,6 +164,8 @@ class Pipeline:
         self._batch_bytes = 0
         self.tally.forget()
         self._held = None
+        if self._plan_snapshot is None:
+            self._first_snapshot = loaded.snapshot
         self._plan_snapshot = loaded.snapshot
         self._use(loaded.plan)
         return self._decoder.options()
@@ -334,6 +339,15 @@ class Pipeline:
         self.changes_in += len(transaction.changes)
         sequence = ring.append(transaction, trio.current_time())
         self._fanout.route(sequence, transaction, spilled=spilled)
+        if self.mirror is not None and self.mirror.is_needed and self._is_news(transaction):
+            self.mirror.committed(transaction)
+
+    def _is_news(self, transaction: Transaction) -> bool:
+        """Whether it was committed since this process began, so that no other has told of it."""
+        since = self._first_snapshot
+        if since is not None and settled(transaction, since):
+            since = self._first_snapshot = None
+        return since is None or is_live(transaction, since, self._server_start)
 
     # -- the plan
 
@@ -356,6 +370,8 @@ class Pipeline:
         self.plan = plan
         self.tally.retain(row.id for row in plan.rows)
         self._keeper.use(plan)
+        if self.mirror is not None:
+            self.mirror.use(plan)
         self._admissions.clear()
         self._open_relation = None
         self._literals.clear()
