@@ -31,10 +31,12 @@ from walstream.model import (
     Relation,
     RelationInfo,
     Snapshot,
+    Transaction,
     TypeInfo,
 )
 from walstream.protocol.shapes import Shape
 from walstream.router import Binding, Router
+from walstream.shell.channels.notify_mirror import NotifyMirror
 from walstream.shell.database import plan_source
 from walstream.shell.database.access import TableAccess, TableRight
 from walstream.shell.database.plan_source import LoadedPlan
@@ -414,3 +416,34 @@ def test_a_database_that_is_away_ends_the_stream_and_nothing_is_lost() -> None:
         assert rig.commits == [900]
 
     scene(main, "public.things")
+
+
+class _Mirror:
+    """As much of ``NotifyMirror`` as the pipeline knows."""
+
+    def __init__(self) -> None:
+        self.is_needed = False
+        self.taken: list[int] = []
+
+    def use(self, plan: Plan) -> None:
+        self.is_needed = any(row.notify for row in plan.rows)
+
+    def committed(self, transaction: Transaction) -> None:
+        self.taken.append(transaction.commit_lsn)
+
+
+def test_the_mirror_is_told_what_is_new_once_while_a_row_asks_for_it() -> None:
+    async def main(rig: Rig) -> None:
+        mirror = _Mirror()
+        rig.pipeline.mirror = cast(NotifyMirror, mirror)
+        await rig.transaction(insert(), xid=120)
+        await rig.transaction(planned("public.things", Operation.UPDATE, notify=True), xid=121)
+        await rig.transaction(insert(), xid=90)  # the snapshot sees it: an earlier process has told of it
+        first = await rig.transaction(insert(), xid=122)
+        rig.plan = rig.pipeline.plan
+        await rig.open()
+        await rig.transaction(insert(), xid=122, at=first)
+        second = await rig.transaction(insert(), xid=123)
+        assert mirror.taken == [first, second]
+
+    scene(main, "public.things", snapshot=Snapshot(100, 100, frozenset(), 0, 1000, 1.0))
