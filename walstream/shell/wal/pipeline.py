@@ -38,6 +38,7 @@ from walstream.model import (
     TypeInfo,
 )
 from walstream.shell.channels.notify_mirror import NotifyMirror
+from walstream.shell.channels.wal_feed import WalFeed
 from walstream.shell.database import plan_source, publications
 from walstream.shell.database.access import Rights, TableAccess, load_rights
 from walstream.shell.database.catalog import load_relations, load_types
@@ -91,6 +92,7 @@ class Pipeline:
 
     ``returned``: called with the content of each transactional message of ours. What the slot keeps back is told by
     who watches it, through ``slot_seen``. ``on_gap`` gets a reason when changes may be missing before what comes next.
+    ``feed``: who is told of channels, members and stored messages; to be set before the first stream.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Pipeline:
         self.changes_in = 0
         self.on_gap: Callable[[str], object] = lambda reason: None
         self.mirror: NotifyMirror | None = None
+        self.feed: WalFeed | None = None
         self._settings = settings
         self._catalog = catalog
         self._ring = ring
@@ -140,7 +143,8 @@ class Pipeline:
     async def open(self, stream: Stream) -> Mapping[str, str]:
         """See ``Sink.open``. Loads the plan anew. Raises DatabaseRefused where ``walstream init`` is due."""
         loaded = await self._database.run(self.load)
-        if stream.cluster != self._ring.cluster or stream.is_new_slot:
+        is_gap = stream.cluster != self._ring.cluster or stream.is_new_slot
+        if is_gap:
             # Another cluster, or a slot that begins now: what the ring holds has no continuation.
             is_other = stream.cluster != self._ring.cluster
             if is_other:
@@ -168,6 +172,8 @@ class Pipeline:
             self._first_snapshot = loaded.snapshot
         self._plan_snapshot = loaded.snapshot
         self._use(loaded.plan)
+        if self.feed is not None:
+            self.feed.opened(loaded.snapshot, stream.server_start, missed=is_gap)
         return self._decoder.options()
 
     def receive(self, payload: bytes, data_start: int) -> None:
@@ -229,7 +235,9 @@ class Pipeline:
         return self.plan.wanted(schema, name) or self._is_control(schema, name)
 
     def _is_control(self, schema: str, name: str) -> bool:
-        return schema == self._settings.schema and name == plan_source.TABLE
+        return schema == self._settings.schema and (
+            name == plan_source.TABLE or (self.feed is not None and name in WalFeed.tables)
+        )
 
     def _take(self, record: Record, size: int) -> None:
         if isinstance(record, Change):
@@ -237,6 +245,8 @@ class Pipeline:
         elif isinstance(record, Begin):
             self._truncated.clear()
             self._assembler.begin(record)
+            if self.feed is not None:
+                self.feed.begin()
         elif isinstance(record, Commit):
             self._commit(record)
         elif isinstance(record, Message):
@@ -288,22 +298,23 @@ class Pipeline:
         except CatalogMiss:
             self._held = change
             raise
+        is_control = self._is_control(relation.schema, relation.name)
+        if is_control and not (self.feed is not None and self.feed.row(change, size)):
+            self._assembler.control(change, size)
         if admission is not None:
-            self._open_relation = relation if admission.is_open else None
+            self._open_relation = relation if admission.is_open and not is_control else None
             if self._is_repeated_truncate(change):
                 return
             admitted = admission.admit(change)
             if admitted is not None:
                 self._admitted(admission, 1)
                 self._assembler.change(admitted, size)
-        elif self._is_control(relation.schema, relation.name):
-            self._assembler.control(change, size)
 
     def _admission(self, relation: Relation) -> Admission | None:
         if relation in self._admissions:
             return self._admissions[relation]
         admission = None
-        if not self._is_control(relation.schema, relation.name):
+        if (relation.schema, relation.name) != (self._settings.schema, plan_source.TABLE):
             table = (relation.schema, relation.name)
             if table not in self._access.tables and self.plan.wanted(*table):
                 if self._access.roles:
@@ -331,6 +342,8 @@ class Pipeline:
         self.tally.commit(transaction.commit_at)
         if transaction.control:
             self._change_plan(transaction)
+        if self.feed is not None:
+            self.feed.committed(transaction)
         for message in transaction.messages:
             self._returned(message.content)
         if not len(transaction.changes):
@@ -353,9 +366,12 @@ class Pipeline:
 
     def _change_plan(self, transaction: Transaction) -> None:
         """Somebody committed changes of ``subscriptions``: what follows in the WAL obeys them."""
+        changes = [change for change in transaction.control if change.relation.name == plan_source.TABLE]
+        if not changes:
+            return
         if self._plan_snapshot is not None and not is_live(transaction, self._plan_snapshot, self._server_start):
             return  # read again after a restart; the plan that was loaded has it
-        self._use(plan_source.applied(self.plan, transaction.control))
+        self._use(plan_source.applied(self.plan, changes))
         log.info(PLAN_CHANGED, rows=len(self.plan.rows), lsn=str(transaction.commit_lsn))
 
     def load(self, connection: PgConnection) -> LoadedPlan:
