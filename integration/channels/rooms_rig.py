@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 
@@ -77,8 +78,8 @@ class Rig:
     async def append(self, broadcast: Broadcast, **more: object) -> Broadcast | str:
         """Store a broadcast and wait for what becomes of it."""
         outcomes: list[Broadcast | str] = []
-        values: dict[str, object] = {"channel_id": None, "sender": None, **more}
-        self.store.append(broadcast, outcomes.append, **values)  # type: ignore[arg-type]
+        values: dict[str, Any] = {"channel_id": None, "sender": None, **more}
+        self.store.append(broadcast, outcomes.append, **values)
         await eventually(lambda: outcomes)
         (outcome,) = outcomes
         return outcome

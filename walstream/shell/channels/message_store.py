@@ -11,6 +11,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import psycopg2
@@ -224,7 +225,7 @@ class MessageStore:
             stored: list[Broadcast] | str = UNREACHABLE
             with trio.move_on_at(part[0].deadline):
                 try:
-                    stored = await self._writer.run(lambda c, m=messages: self._write(c, m))  # type: ignore[misc]
+                    stored = await self._writer.run(partial(self._write, messages))
                 except DatabaseRefused as error:
                     if error.sqlstate[:2] in _OWN_FAULTS and len(part) > 1:
                         middle = len(part) // 2
@@ -243,7 +244,7 @@ class MessageStore:
                 for append, broadcast in zip(part, stored, strict=True):
                     self._settle(append, broadcast)
 
-    def _write(self, connection: PgConnection, messages: Sequence[NewMessage]) -> list[Broadcast]:
+    def _write(self, messages: Sequence[NewMessage], connection: PgConnection) -> list[Broadcast]:
         channels = {message.id: message.channel_id for message in messages}
 
         def notifications(stored: Sequence[Broadcast]) -> list[Notification]:
