@@ -310,6 +310,24 @@ def test_a_dead_nodes_rows_are_swept_and_a_living_ones_are_not(prepared: TestDat
     mirror_of(prepared, scene)
 
 
+def test_who_sweeps_leaves_its_own_rows_alone_and_does_nothing_while_another_does(prepared: TestDatabase) -> None:
+    statements = presence_mirror._Statements("realtime", NODE)
+    prepared.execute(
+        "insert into realtime.presence (user_id, topic, node_id, last_seen_at)"
+        " select 'u', 'lobby', node, now() - interval '1 h' from unnest(array['', 'dead', %s]) as node",
+        (NODE,),
+    )
+    other, ours = prepared.connect(autocommit=False), prepared.connect()
+    assert statements.sweep(other) == (1, 1, 0)
+    other.rollback()
+    assert statements.sweep(other) == (1, 1, 0)
+    assert statements.sweep(ours) == (0, 0, 0), "the other one has not committed yet"
+    other.commit()
+    assert statements.sweep(ours) == (0, 0, 0), "nothing is left to do"
+    other.close()
+    ours.close()
+
+
 def test_two_nodes_keep_to_their_own_rows(prepared: TestDatabase) -> None:
     near, far = Mirrored(prepared, "near"), Mirrored(prepared, "far")
     prepared.execute("insert into realtime.nodes (node_id) values ('near'), ('far')")

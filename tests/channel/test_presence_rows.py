@@ -79,12 +79,15 @@ class TableMachine(RuleBasedStateMachine):
         if not fails:
             self.rows.wrote(rows, gone)
 
-    @rule(how=st.sampled_from(["nothing", "crash", "cleanup", "stranger"]))
+    @rule(how=st.sampled_from(["nothing", "crash", "cleanup", "tampered", "stranger"]))
     def check(self, how: str) -> None:
         if how == "crash":
             self.table.clear()
         elif how == "cleanup" and self.table:
             self.table.pop(next(iter(self.table)))
+        elif how == "tampered" and self.table:
+            key = next(iter(self.table))
+            self.table[key] = ("away" if self.table[key][0] == "online" else "online", b"{}")
         elif how == "stranger":
             self.table[RowKey("stranger", "lobby")] = ("online", b"{}")
         self.rows.found({key: status for key, (status, _) in self.table.items()})
@@ -127,6 +130,19 @@ def test_only_what_is_different_in_the_end_is_written() -> None:
     rows.changed(entry("eve", None), None, 1.0)
     rows.touched("ada", 2.0)
     assert (rows.pending(100), rows.backlog) == (([], []), 0)
+
+
+def test_who_was_idle_is_back_at_the_next_sign_of_life() -> None:
+    rows = rows_of("ada")
+    flush(rows)
+    rows.age(IDLE - 1)
+    assert flush(rows) == ([], [])
+    rows.age(IDLE)
+    assert [row.status for row in flush(rows)[0]] == ["away"]
+    rows.touched("ada", IDLE + 1)
+    assert [row.status for row in flush(rows)[0]] == ["online"]
+    rows.touched("ada", IDLE + 2)
+    assert flush(rows) == ([], [])
 
 
 def test_a_status_that_is_none_is_online() -> None:

@@ -97,6 +97,8 @@ def test_who_comes_and_goes_within_a_second_is_not_written() -> None:
         on.report.closed("long")
         await trio.sleep(PAUSE_SECONDS)
         assert on.table.rows == {}
+        await trio.sleep(PAUSE_SECONDS)
+        assert not on.report._changed, "nobody is remembered"
 
     assert reporting(scene).table.ended == 1
 
@@ -141,6 +143,21 @@ def test_while_the_database_is_away_only_those_who_are_there_are_kept() -> None:
         reporting(scene)
     told = [(line["event"], line["code"]) for line in logs if line["log_level"] == "warning"]
     assert told == [(CONNECTIONS_UNREPORTED, "insufficient_privilege")] * 2, "writing and sweeping"
+
+
+def test_a_table_that_lost_its_rows_is_filled_as_soon_as_it_answers() -> None:
+    async def scene(on: Scene) -> None:
+        on.open("a")
+        await trio.sleep(PAUSE_SECONDS * 1.5)
+        on.broken = DatabaseUnreachable("the server crashed")
+        on.open("b")
+        await trio.sleep(PAUSE_SECONDS)
+        on.table.rows.clear()
+        on.broken = None
+        await trio.sleep(PAUSE_SECONDS * 2)
+        assert set(on.table.rows) == {"a", "b"}
+
+    reporting(scene)
 
 
 def test_facts_are_asked_of_those_who_are_there_only() -> None:
