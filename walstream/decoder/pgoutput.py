@@ -6,6 +6,7 @@ The server describes each relation before its first row; everything else comes f
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from walstream.decoder.api import MESSAGE_PREFIX, Wanted
@@ -66,6 +67,7 @@ class Pgoutput:
     """The decoder. ``publication_names``: the publications whose tables are sent."""
 
     plugin = "pgoutput"
+    run_head = b""
 
     def __init__(self, catalog: Catalog, *, wanted: Wanted, publication_names: tuple[str, ...] = ()) -> None:
         self._catalog = catalog
@@ -96,6 +98,10 @@ class Pgoutput:
             return self._decode(payload, data_start)
         except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
             raise DecodeError(f"not a pgoutput message: {error}", payload) from error
+
+    def decode_run(self, payloads: Sequence[bytes], starts: Sequence[int]) -> list[Change] | None:
+        """See ``Decoder.decode_run``."""
+        return None
 
     def _decode(self, payload: bytes, data_start: int) -> Record | None:
         kind = payload[:1]

@@ -6,7 +6,7 @@ Which shape a message has, and which relation it speaks of, is found out in ``wa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 import msgspec
@@ -91,6 +91,21 @@ class Shape:
             and len(self._listing.columns or ()) + len(self._listing.identity or ()) <= MAX_COLUMNS
         ):
             self.match = _pattern(self._listing, self._table)
+
+    def converted(self, rows: Iterable[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
+        """The rows of several messages with raw values converted; the same value as in the row before only once.
+
+        Raises DecodeError or CatalogMiss.
+        """
+        done = [*map(list, rows)]
+        for index, convert in self.converters:
+            before = after = b""
+            for cells in done:
+                cell = cells[index]
+                if cell != before:
+                    before, after = cell, convert(cell)
+                cells[index] = after
+        return [*map(tuple, done)]
 
     def rows(self, cells: list[bytes]) -> tuple[Row | None, Row | None]:
         """New and old row out of the raw values of both lists, which are converted in place.

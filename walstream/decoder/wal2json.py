@@ -7,6 +7,7 @@ Whatever that does not recognise goes the strict road, which is the reference an
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Final
@@ -101,6 +102,7 @@ class Wal2json:
     """The decoder. ``filter_tables``: wal2json's own list of tables to leave out."""
 
     plugin = "wal2json"
+    run_head = b'{"action":"I"'
 
     def __init__(self, catalog: Catalog, *, wanted: Wanted, filter_tables: str = "") -> None:
         self._catalog = catalog
@@ -176,6 +178,27 @@ class Wal2json:
         ordinal = self._ordinal
         self._ordinal = ordinal + 1
         return Change(shape.relation, shape.operation, new, old, data_start, ordinal)
+
+    def decode_run(self, payloads: Sequence[bytes], starts: Sequence[int]) -> list[Change] | None:
+        """See ``Decoder.decode_run``."""
+        shape, match, at = self._shape, self._match, self._at
+        if shape is None or not shape.is_plain or not all(map(bytes.isascii, payloads)):
+            return None
+        try:
+            rows = [match(payload, at).groups() for payload in payloads]  # type: ignore[union-attr]  # caught
+        except AttributeError:  # no match
+            return None
+        if shape.converters:
+            try:
+                rows = shape.converted(rows)
+            except (CatalogMiss, DecodeError):
+                return None
+        relation, operation, ordinal = shape.relation, shape.operation, self._ordinal
+        self._ordinal = ordinal + len(rows)
+        return [
+            Change(relation, operation, row, None, start, number)
+            for number, (row, start) in enumerate(zip(rows, starts, strict=True), ordinal)
+        ]
 
     def _begin(self, payload: bytes, data_start: int) -> Record | None:
         try:

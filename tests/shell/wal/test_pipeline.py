@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 from unittest import mock
 
@@ -57,21 +57,29 @@ class Script:
     """A decoder: message ``n`` is its nth record; a miss is raised until what it misses was loaded."""
 
     plugin = "wal2json"
+    run_head = b"w"
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.replanned = 0
+        self.runs: list[int] = []  # how many messages each had
 
     def options(self) -> dict[str, str]:
         return {"an": "option"}
 
     def decode(self, payload: bytes, data_start: int) -> Record | None:
-        record = self.rig.records[int(payload)]
+        record = self.rig.records[int(payload.lstrip(b"w"))]
         if isinstance(record, CatalogMiss):
             if record.relations <= self.rig.catalog.relations.keys():
                 return None
             raise record
         return record
+
+    def decode_run(self, payloads: Sequence[bytes], starts: Sequence[int]) -> list[Change] | None:
+        self.runs.append(len(payloads))
+        records = [self.rig.records[int(payload[1:])] for payload in payloads]
+        changes = [record for record in records if isinstance(record, Change) and record.relation is TABLE]
+        return changes if len(changes) == len(records) else None
 
     def replan(self) -> None:
         self.replanned += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import psycopg2
@@ -34,10 +35,18 @@ if TYPE_CHECKING:
 
 TICK_BYTES: Final = 256 * 1024
 TICK_SECONDS: Final = 0.002
-"""A tick ends when nothing is there to read, or after this much; it never waits for more."""
+"""A tick ends when nothing is there to read, or after this much; see ``PAUSE_SECONDS``."""
 
 CLOCK_MESSAGES: Final = 8
 """Messages between looks at the clock."""
+
+PAUSE_SECONDS: Final = 0.0002
+BUSY_SECONDS: Final = 0.01
+BUSY_MESSAGES: Final = 200
+"""Above so many messages in so many seconds a tick that finds nothing to read pauses once for more.
+
+The server sends each message by itself: who keeps up is woken for every one of them, which costs more than the message.
+"""
 
 STATUS_SECONDS: Final = 10
 """Between status updates; less where ``wal_sender_timeout`` is short."""
@@ -111,6 +120,25 @@ class Reading(NamedTuple):
     def application_name(self) -> str:
         """Under which the stream is found in pg_stat_replication, and kept out of ``synchronous_standby_names``."""
         return f"walstream_stream_{self.slot}"[:63]
+
+
+class _Pace:
+    """Whether messages come so fast that being woken for each is waste. ``seen``: add to it what was read."""
+
+    __slots__ = ("_busy", "_since", "seen")
+
+    def __init__(self, now: float) -> None:
+        self.seen = 0
+        self._since = now
+        self._busy = False
+
+    def is_busy(self, now: float) -> bool:
+        """As of the newest ``BUSY_SECONDS`` that are over. ``now``: monotonic seconds."""
+        passed = now - self._since
+        if passed > BUSY_SECONDS:
+            self._busy = self.seen * BUSY_SECONDS > BUSY_MESSAGES * passed
+            self._since, self.seen = now, 0
+        return self._busy
 
 
 class WalReader:
@@ -245,35 +273,24 @@ class WalReader:
 
     async def _read(self, opened: PgConnection, cursor: Any, patience: float) -> None:
         """Read until cancelled. ``patience``: seconds without a read after which the stream is not touched again."""
-        read, receive, flush, clock = cursor.read_message, self._sink.receive, self._sink.flush, time.monotonic
         descriptor = opened.fileno()
         empty_reads = server_position = 0
+        pace = _Pace(time.monotonic())
         last_read = _boot_clock()
         try:
             while True:
-                tick_ends = clock() + TICK_SECONDS
-                size = 0
                 if patience and _boot_clock() - last_read > patience:
                     # The process was stopped or the machine suspended: the server may have given up on us, and
                     # psycopg2 would answer a keepalive that waits here by confirming what it announces.
                     raise DatabaseUnreachable("the stream was not read for too long")
-                count = 0
-                while (message := read()) is not None:
-                    payload = message.payload
-                    count += 1
-                    try:
-                        receive(payload, message.data_start)
-                    except CatalogMiss as miss:
-                        await self._recover(miss, payload, message.data_start, patience)
-                    size += len(payload)
-                    if size > TICK_BYTES or (not count % CLOCK_MESSAGES and clock() > tick_ends):
-                        break
+                count, is_more = await self._tick(cursor.read_message, pace.is_busy(time.monotonic()), patience)
                 last_read = _boot_clock()
-                if size:
+                if count:
+                    pace.seen += count
                     empty_reads = 0
-                    await flush()
+                    await self._sink.flush()
                     self._confirm(cursor)
-                if message is not None:
+                if is_more:
                     await trio.lowlevel.checkpoint()
                     continue
                 with trio.move_on_after(IDLE_SECONDS) as waiting:
@@ -281,13 +298,40 @@ class WalReader:
                 if waiting.cancelled_caught:
                     empty_reads = 0
                     self._confirm(cursor)
-                elif not size:
+                elif not count:
                     empty_reads = empty_reads + 1 if cursor.wal_end == server_position else 0
                     server_position = cursor.wal_end
                     if empty_reads > STORM_READS:
                         raise DatabaseUnreachable("the server is shutting down")
         finally:
             self._last_word(opened, cursor)
+
+    async def _tick(self, read: Callable[[], Any], is_busy: bool, patience: float) -> tuple[int, bool]:
+        """Hand over what is there to read. Returns the number of messages, and whether there may be more at once."""
+        receive, clock = self._sink.receive, time.monotonic
+        tick_ends = clock() + TICK_SECONDS
+        size = count = paused_at = 0
+        messages = iter(read, None)
+        while True:
+            message = None
+            for message in islice(messages, CLOCK_MESSAGES):
+                payload = message.payload
+                try:
+                    receive(payload, message.data_start)
+                except CatalogMiss as miss:
+                    await self._recover(miss, payload, message.data_start, patience)
+                count += 1
+                size += len(payload)
+                if size > TICK_BYTES:
+                    return count, True
+            if message is None:
+                if not is_busy or count == paused_at:
+                    return count, False
+                paused_at = count
+                time.sleep(PAUSE_SECONDS)  # noqa: ASYNC251 - far less than a turn of the loop takes
+                messages = iter(read, None)
+            if clock() > tick_ends:
+                return count, True
 
     async def _recover(self, miss: CatalogMiss, payload: bytes, data_start: int, patience: float) -> None:
         with trio.move_on_after(patience or STATUS_SECONDS) as scope:
