@@ -73,6 +73,59 @@ def test_the_fast_road_takes_nothing_that_the_strict_one_refuses(
             assert outcome(reader.decoder.decode, broken) == outcome(decoder._strict, broken)
 
 
+@settings(max_examples=50)
+@given(workloads(), st.data())
+def test_a_run_says_what_its_messages_say(workload: tuple[Table, Work], data: st.DataObject) -> None:
+    table, work = workload
+    rows = [row("I", table, new) for action, new, _ in work if action == "I" and new is not None]
+    if not rows:
+        return
+    reader, _ = reader_of(table)
+    twin, _ = reader_of(table)
+    for each in (reader, twin):
+        each.read([Wal2jsonSpeaker().begin(), *rows[:1] * 3])
+    at = data.draw(st.integers(0, len(rows[0])))
+    junk = data.draw(st.just(b"") | st.binary(max_size=2))
+    run = [*rows, rows[0][:at] + junk + rows[0][at:]] if junk else rows
+    starts = [*range(7, 7 + len(run))]
+    changes = reader.decoder.decode_run(run, starts)
+    if changes is not None:  # else nothing was counted
+        for found, payload, start in zip(changes, run, starts, strict=True):
+            assert shown(found) == shown(change(twin.decoder.decode(payload, start)))
+    after = [shown(change(each.one(rows[0]))) for each in (reader, twin)]
+    assert after[0] == after[1]
+
+
+def test_rows_of_one_table_are_a_run() -> None:
+    reader, decoder = reader_of(T)
+    rows = [row("I", T, ROW | {"id": str(n)}) for n in range(5)]
+    reader.read(rows[:3])
+    decoder.strict = 0
+    changes = decoder.decode_run(rows, [*range(5)])
+    assert changes is not None
+    assert [each.new for each in changes] == [(b"%d" % n, b'"text"', b'"2024-02-29T13:14:15+00:00"') for n in range(5)]
+    assert [(each.lsn, each.ordinal) for each in changes] == [(n, n + 3) for n in range(5)]
+    assert decoder.strict == 0
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        row("I", T._replace(name="u"), ROW),
+        row("I", T._replace(columns=(("id", 20), ("ydob", 25), ("at", 1184))), {"id": "1", "ydob": "", "at": None}),
+        row("I", T, ROW | {"body": "q"}).replace(b'"q"', b'"\xff"'),
+        b'{"action":"I"',
+        b'{"action":"I"}',
+    ],
+)
+def test_a_stranger_ends_a_run_before_anything_is_done(stranger: bytes) -> None:
+    reader, decoder = reader_of(T)
+    own = row("I", T, ROW)
+    reader.read([own] * 3)
+    assert decoder.decode_run([own, own, stranger], [1, 2, 3]) is None
+    assert change(reader.one(own)).ordinal == 3
+
+
 def outcome(decode: object, payload: bytes) -> object:
     assert callable(decode)
     try:

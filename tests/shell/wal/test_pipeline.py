@@ -170,8 +170,9 @@ class Rig:
     async def feed(self, *records: Record | CatalogMiss | None) -> None:
         """As the reader does."""
         for record in records:
+            is_insert = isinstance(record, CatalogMiss) or getattr(record, "operation", None) is Operation.INSERT
+            payload = b"%b%d" % (b"w" if is_insert else b"", len(self.records))
             self.records.append(record)
-            payload = b"%d" % (len(self.records) - 1)
             try:
                 self.pipeline.receive(payload, 0)
             except CatalogMiss as miss:
@@ -186,13 +187,18 @@ class Rig:
         return end
 
     @property
+    def ordinals(self) -> list[int]:
+        """Of the changes that the client was told of."""
+        return [each.ordinal for each in got(self.wire)]
+
+    @property
     def commits(self) -> list[int]:
         """Commit ends that the client was told of."""
         return [each.commit for each in got(self.wire)]
 
 
 def insert(n: int = 1, relation: Relation = TABLE) -> Change:
-    return Change(relation, Operation.INSERT, (b"%d" % n, b'"a"', b"true"), None, 0, 0)
+    return Change(relation, Operation.INSERT, (b"%d" % n, b'"a"', b"true"), None, 0, n - 1)
 
 
 def planned(table: str, operation: Operation = Operation.INSERT, **values: Any) -> Change:
@@ -320,6 +326,77 @@ def test_only_our_own_transactional_messages_return() -> None:
         assert rig.returned == [b"ours"]
 
     scene(main)
+
+
+# -- rows that wait for those after them
+
+
+def test_the_inserts_of_a_transaction_are_decoded_together() -> None:
+    async def main(rig: Rig) -> None:
+        for _ in range(2):
+            await rig.transaction(*[insert(n) for n in range(1, 7)])
+        assert rig.decoder.runs == [4, 5]  # the table's first and each transaction's first have come before
+        assert rig.ordinals == [*range(6)] * 2
+        assert [each.last for each in got(rig.wire)] == [*[False] * 5, True] * 2
+
+    scene(main, "public.things")
+
+
+def test_what_waits_is_bounded() -> None:
+    async def main(rig: Rig) -> None:
+        with mock.patch.object(pipeline_module, "BATCH_BYTES", 5):
+            await rig.transaction(*[insert(n) for n in range(1, 9)])
+        assert max(rig.decoder.runs) <= 3
+        assert rig.ordinals == [*range(8)]
+
+    scene(main, "public.things")
+
+
+def test_among_other_changes_inserts_keep_their_order() -> None:
+    other = Relation("public", "others", TABLE.columns, ("n",))
+    update = Change(TABLE, Operation.UPDATE, (b"1", b'"a"', b"true"), None, 0, 5)
+
+    async def main(rig: Rig) -> None:
+        await rig.transaction(
+            insert(1), insert(2), insert(3), insert(4, other), insert(5), update, insert(7), insert(8), insert(9)
+        )
+        assert rig.ordinals == [*range(9)]
+        assert rig.pipeline.changes_in == 9
+
+    scene(main, "public.*")
+
+
+def test_what_waited_in_a_transaction_that_was_cut_off_is_forgotten() -> None:
+    async def main(rig: Rig) -> None:
+        await rig.feed(Begin(70, 0), *[insert(n) for n in range(1, 6)])
+        await rig.open()
+        await rig.transaction(insert(1), insert(2), insert(3))
+        assert rig.ordinals == [0, 1, 2]
+
+    scene(main, "public.things")
+
+
+def test_a_row_that_waited_may_miss_something() -> None:
+    other = Relation("public", "others", TABLE.columns, ("n",))
+
+    async def main(rig: Rig) -> None:
+        misses = [CatalogMiss(relations=[("public", f"new{n}")]) for n in range(2 * MISSES_MAX)]
+        end = await rig.transaction(insert(1), insert(2), insert(3), *misses, insert(4), insert(5, other), insert(6))
+        assert rig.commits == [end] * 6
+        assert rig.ordinals == [*range(6)]
+        assert rig.rights[-1] == (["reader"], [("public", "others")])
+        assert rig.ring.newest == end
+
+    scene(main, "public.*")
+
+
+def test_a_row_that_waited_is_not_waited_for_for_ever() -> None:
+    async def main(rig: Rig) -> None:
+        rig.absent = True
+        with pytest.raises(EnvironmentFailure, match="never has"):
+            await rig.transaction(insert(1), insert(2), insert(3), CatalogMiss(relations=[("public", "new")]))
+
+    scene(main, "public.things")
 
 
 # -- what is missing
