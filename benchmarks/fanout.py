@@ -1,6 +1,7 @@
 """500 clients on one table: frames per CPU-second at 250 commits/s, and frames/s of a backlog of 4,000 changes.
 
-Beside the daemon, in the same run: ``websockets.broadcast`` and trio-websocket's ``send_message``.
+Beside the daemon, in the same run: ``websockets.broadcast``, trio-websocket's ``send_message``, and a bare loop over
+``socket.send``, which is what the system leaves to any Python program that writes to each client by itself.
 """
 
 from __future__ import annotations
@@ -17,15 +18,24 @@ CLIENTS = 500
 RATE = 250
 SECONDS = 8
 BACKLOG = 4000
-ROW = "insert into public.bench (room, title, amount, done) values (7, %s, 1.25, true)"
-TITLE = "buy milk"
+TABLE = """
+create table public.bench (
+    id bigint generated always as identity primary key,
+    title text not null,
+    at timestamptz not null default now()
+);
+grant select on public.bench to anon, authenticated, service_role;
+"""
+ROW = "insert into public.bench (title) values (%s)"
+TITLE = "buy milk, bread and some butter"
+"""So that a frame has about 450 bytes, as Supabase's have for a small table."""
 
 
 def main(rounds: int = 3) -> None:
     """Measure and print."""
     steady, burst, size = [], [], 0
     with rig.cluster() as server:
-        dsn = rig.prepare(server)
+        dsn = rig.prepare(server, TABLE)
         daemon = rig.Daemon(dsn, rig.free_port(), decoder="wal2json")
         sockets: list[socket.socket] = []
         try:

@@ -6,6 +6,9 @@ Run as ``python -m benchmarks.peers NAME PORT CLIENTS RATE COUNT SIZE`` each is 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +19,9 @@ import trio_websocket
 import websockets.asyncio.server
 
 from benchmarks import rig
+from walstream.protocol.websocket import frame as websocket_frame
 
-SERVERS = ("websockets.broadcast", "trio-websocket send_message")
+SERVERS = ("websockets.broadcast", "trio-websocket send_message", "a bare socket.send loop")
 MARK = '"postgres_changes"'
 
 
@@ -85,11 +89,37 @@ async def _serve_trio(port: int, clients: int, rate: int, count: int, text: str)
         await trio.sleep(60)
 
 
+def _serve_bare(port: int, clients: int, rate: int, count: int, text: str) -> None:
+    """One ready-made frame, one system call for each client, and nothing else."""
+    connected: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", port), backlog=1024) as listener:
+        print("ready", flush=True)
+        while len(connected) < clients:
+            accepted, _ = listener.accept()
+            key = accepted.recv(4096).split(b"Sec-WebSocket-Key: ")[1].split(b"\r\n")[0]
+            digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11", usedforsecurity=False).digest()
+            head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            accepted.sendall(head + b"Sec-WebSocket-Accept: %b\r\n\r\n" % base64.b64encode(digest))
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            accepted.setblocking(False)
+            connected.append(accepted)
+    frame = websocket_frame(text.encode())
+    due = time.monotonic()
+    for _ in range(count):
+        due += 1 / rate
+        time.sleep(max(0.0, due - time.monotonic()))
+        for each in connected:
+            each.send(frame)
+    time.sleep(60)
+
+
 if __name__ == "__main__":
     name, *numbers = sys.argv[1:]
     port, clients, rate, count, size = map(int, numbers)
     text = MARK + "x" * max(0, size - len(MARK) - 4)
     if name == SERVERS[0]:
         asyncio.run(_serve_asyncio(port, clients, rate, count, text))
+    elif name == SERVERS[2]:
+        _serve_bare(port, clients, rate, count, text)
     else:
         trio.run(_serve_trio, port, clients, rate, count, text)

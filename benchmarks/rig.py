@@ -138,12 +138,12 @@ def free_port() -> int:
     raise RuntimeError("no free port between 21000 and 22000")
 
 
-def prepare(server: Cluster) -> str:
-    """Apply the schema, make the table and subscribe it. Returns the DSN."""
+def prepare(server: Cluster, table: str = TABLE) -> str:
+    """Apply the schema, make public.bench by ``table`` and subscribe it. Returns the DSN."""
     dsn = server.dsn()
     environment = {**os.environ, "WALSTREAM_DATABASE_URL": dsn}
     subprocess.run([sys.executable, "-m", "walstream", "init"], env=environment, check=True, stdout=subprocess.DEVNULL)
-    execute(dsn, TABLE)
+    execute(dsn, table)
     subprocess.run(
         [sys.executable, "-m", "walstream", "subscribe", "public.bench"],
         env=environment, check=True, stdout=subprocess.DEVNULL,
