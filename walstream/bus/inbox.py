@@ -24,8 +24,8 @@ ALONGSIDE_MAX: Final = 100_000
 
 
 class Reception(NamedTuple):
-    """What an envelope means. ``gap``: something is missing before it. ``found``: its node was not known as a peer.
-    ``lost``: its node says goodbye.
+    """What an envelope means. ``gap``: something is missing before it, or was forgotten. ``found``: its node was no
+    peer. ``lost``: its node says goodbye.
     """
 
     gap: bool
@@ -91,11 +91,12 @@ class Inbox:
         else:
             if envelope.number <= node.newest:
                 raise BusError("said before", "replayed")
-            gap = self._is_hole(node, envelope.number, tick)
+            is_hole, was_heard = self._is_hole(node, envelope.number, tick), node.newest >= 0
             node.newest = envelope.number
             node.told_anew = False
             leaves = any(type(item) is Bye for item in envelope.items)
             lost, found = leaves and node.is_peer, not leaves and not node.is_peer
+            gap = is_hole or (found and was_heard)  # what it had told us was forgotten when it was lost
             if lost or found:
                 node.is_peer = found
                 self._count(envelope.node, is_peer=found)

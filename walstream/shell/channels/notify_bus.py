@@ -330,6 +330,7 @@ class NotifyBus:
                 self._peer_lost(node)
                 listener.peer_lost(node)
             self._drop_stale()
+            self._dropping = self._dropping and (self._away_since is not None or len(self._packer) > 0)
             if now >= hello_at:
                 self._say_hello()
                 hello_at = now + self._heartbeat_seconds * (1 - JITTER * random.random())  # noqa: S311 - jitter

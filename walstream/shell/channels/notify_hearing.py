@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import structlog
@@ -31,9 +31,12 @@ STORED: Final = "r"
 MESSAGE: Final = "m"
 
 LOOKUP_SECONDS: Final = 5.0
-UNSEALED_PER_SECOND: Final = 200
-"""References that nobody has sealed: each costs a look into a table, and anybody may notify."""
-UNSEALED_BURST: Final = 1000
+MESSAGES_PER_SECOND: Final = 200
+MESSAGES_BURST: Final = 1000
+"""References to stored messages that nobody has sealed: each costs a look into a table, and anybody may notify. Those
+beyond come by the WAL a little later."""
+ENVELOPES_PER_SECOND: Final = 5000
+"""The same of stored envelopes, of which some nodes may send 400 a second each."""
 KNOWN_MAX: Final = 4096
 COMPLAINT_SECONDS: Final = 60.0
 BREATH: Final = 8
@@ -80,14 +83,17 @@ class Hearing:
         self._metrics = metrics
         self._fetch_statement = sql.SQL(_FETCH).format(payloads=sql.Identifier(schema, "bus_payloads"))
         self._known: OrderedDict[str, None] = OrderedDict()  # references that have been looked up, newest last
-        self._bucket = Bucket(UNSEALED_PER_SECOND, UNSEALED_BURST, 0.0)
+        self._buckets = {
+            MESSAGE: Bucket(MESSAGES_PER_SECOND, MESSAGES_BURST, 0.0),
+            STORED: Bucket(ENVELOPES_PER_SECOND, ENVELOPES_PER_SECOND, 0.0),
+        }
         self._complained: dict[str, float] = {}
 
     async def hear(self, line: Line, payloads: Sequence[str]) -> None:
         """Tell the listener what the payloads say. Raises what ``Line.do`` raises, for what they refer to."""
         listener = self.listener
         assert listener is not None, "listen() comes first"
-        if messages := self._fresh(payload[1:] for payload in payloads if payload[:1] == MESSAGE):
+        if messages := self._fresh(MESSAGE, payloads):
             listener.item("", StoredItem(tuple(messages)))
         rows = await self._rows(line, payloads)
         told = [one for payload in payloads if (one := self._read(payload, rows)) is not None]
@@ -108,18 +114,22 @@ class Hearing:
         """Envelopes that stand in the table, of a cluster without a secret."""
         if self.seal is not None:
             return {}
-        references = self._fresh(payload[1:] for payload in payloads if payload[:1] == STORED)
+        references = self._fresh(STORED, payloads)
         return await self._fetch(line, references) if references else {}
 
-    def _fresh(self, references: Iterable[str]) -> list[str]:
-        """Those that are uuids, are met for the first time, and are not too many."""
+    def _fresh(self, kind: str, payloads: Sequence[str]) -> list[str]:
+        """References of a kind that are uuids, are met for the first time, and are not too many."""
         fresh = []
-        for reference in references:
+        bucket = self._buckets[kind]
+        for payload in payloads:
+            if payload[:1] != kind:
+                continue
+            reference = payload[1:]
             if not _is_uuid(reference):
                 self._refuse(BusError("no uuid", "malformed"))
             elif reference in self._known:
                 self._refuse(BusError("referred to before", "replayed"))
-            elif self._bucket.take(trio.current_time()) is None:
+            elif bucket.take(trio.current_time()) is None:
                 self._refuse(BusError("too many references", "crowded"))
             else:
                 self._known[reference] = None
