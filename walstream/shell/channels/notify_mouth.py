@@ -23,6 +23,9 @@ from walstream.shell.supervise import keep_running
 PACE_SECONDS: Final = 0.0025
 """Between the starts of two statements: 400 a second at most. One that comes alone does not wait."""
 
+LATE_SECONDS: Final = 0.001
+"""By so much timers are late; it is made up for, or it would add up."""
+
 STATEMENT_SECONDS: Final = 10.0
 SETTLE_SECONDS: Final = 1.0
 GOODBYE_SECONDS: Final = 0.9
@@ -137,8 +140,7 @@ class NotifyMouth:
             await self._wanted.wait()
             await trio.sleep(max(0.0, next_at - trio.current_time()))
             self._wanted = trio.Event()
-            # Not from now on: trio's sleep is late by up to a millisecond, which would add up.
-            next_at = max(next_at + self._pace_seconds, trio.current_time())
+            next_at = max(next_at, trio.current_time() - LATE_SECONDS) + self._pace_seconds
             sayings = self._speaker.take(last=False)
             if not sayings:
                 continue
