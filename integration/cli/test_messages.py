@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import uuid
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from integration.cli.conftest import InProcess, Walstream
 from integration.fixtures.postgres import TestDatabase
+from walstream.shell.commands import logs
 
 COLUMNS = ["id", "event_type", "payload", "sender_id", "sent_at"]
 
@@ -275,6 +277,33 @@ def test_logs_follow(walstream: Walstream, run: InProcess, prepared: TestDatabas
         assert process.wait(10) == 0
         assert process.stdout.read() == ""
     slow.close()
+
+
+def test_logs_follow_ends_when_nobody_reads(walstream: Walstream, prepared: TestDatabase) -> None:
+    at(prepared, ["2026-01-30T10:00:00Z"])
+    with walstream.start("logs", "--follow") as process:
+        assert process.stdout is not None
+        assert "e0" in process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(10) == 0
+
+
+def test_a_log_file_is_followed_and_may_be_replaced(tmp_path: Path) -> None:
+    log = tmp_path / "daemon.log"
+    log.write_text("a\nb\nc\n")
+    steps = iter(["d\n", None, "f\n"])
+
+    def wait(seconds: float) -> None:
+        step = next(steps)
+        if step is None:
+            log.rename(tmp_path / "daemon.log.1")
+            log.write_text("e\n")
+        else:
+            with log.open("a") as file:
+                file.write(step)
+
+    parts = logs.of_file(log, 2, wait)
+    assert "".join(itertools.islice(parts, 4)) == "b\nc\nd\ne\nf\n"
 
 
 def test_the_daemons_log_is_a_file_or_a_journal(run: InProcess, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ The work is done in ``walstream.shell.commands.logs``.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -34,17 +33,10 @@ def command(
     count = inputs.parse_count("--lines", lines, 1, messages.LIMIT_MAX)
     if source == "messages" and (path or unit):
         raise click.UsageError("--file and --unit are for --source daemon")
-    try:
-        if source == "daemon":
-            _daemon(path, unit or "walstream", count, follow=follow)
-        else:
-            _messages(shell, count, follow=follow)
-    except KeyboardInterrupt:
-        if not follow:
-            raise
-    except BrokenPipeError:
-        # Who reads has had enough, as with `| head`; nothing is left to be flushed to him.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if source == "daemon":
+        _daemon(shell, path, unit or "walstream", count, follow=follow)
+    else:
+        _messages(shell, count, follow=follow)
 
 
 def _messages(shell: Terminal, count: int, *, follow: bool) -> None:
@@ -53,19 +45,20 @@ def _messages(shell: Terminal, count: int, *, follow: bool) -> None:
 
     with shell.database() as connection:
         tables = OwnTables(connection, shell.config.schema)
-        if follow:
-            for rows in logs.follow(tables, count):
-                shell.lines(rows, messages.LOG_COLUMNS)
-        else:
+        if not follow:
             shell.rows(messages.latest(tables, None, count)[::-1], messages.LOG_COLUMNS)
+            return
+        with shell.endless() as wait:
+            for rows in logs.follow(tables, count, wait):
+                shell.lines(rows, messages.LOG_COLUMNS)
 
 
-def _daemon(path: Path | None, unit: str, count: int, *, follow: bool) -> None:
+def _daemon(shell: Terminal, path: Path | None, unit: str, count: int, *, follow: bool) -> None:
     from walstream.shell.commands import logs
 
-    if path is None:
-        if logs.of_unit(unit, count, forever=follow) != 0:
+    with shell.endless() as wait:
+        if path is not None:
+            for text in logs.of_file(path, count, wait if follow else None):
+                click.echo(text, nl=False)
+        elif logs.of_unit(unit, count, forever=follow) != 0:
             sys.exit(EXIT_FAILED)
-        return
-    for text in logs.of_file(path, count, forever=follow):
-        click.echo(text, nl=False)

@@ -42,19 +42,17 @@ def command(shell: Terminal, seconds: float, lines: str | None) -> None:
     from walstream.shell.commands import inputs, top
 
     count = None if lines is None else inputs.parse_count("--lines", lines, 1, 1_000_000)
-    try:
+    with shell.endless() as wait:
         before, asked = _ask(shell), time.monotonic()
         printed = 0
         while count is None or printed < count:
-            time.sleep(seconds)
+            wait(seconds)
             after, now = _ask(shell), time.monotonic()
             row = {"time": f"{dt.datetime.now().astimezone():%H:%M:%S}", **top.row(before, after, now - asked)}
-            if (shell.format == "table" and printed % HEADER_EVERY == 0) or (shell.format == "csv" and not printed):
+            if printed % HEADER_EVERY == 0 if shell.format == "table" else shell.format == "csv" and printed == 0:
                 shell.lines([{column: column for column in top.COLUMNS}], top.COLUMNS, width=WIDTH)
             shell.lines([row], top.COLUMNS, width=WIDTH)
             before, asked, printed = after, now, printed + 1
-    except KeyboardInterrupt:
-        pass
 
 
 def _ask(shell: Terminal) -> dict[str, float]:

@@ -9,7 +9,6 @@ import datetime as dt
 import os
 import shutil
 import subprocess
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ OVERLAP: Final = dt.timedelta(seconds=60)
 _CHUNK: Final = 64 * 1024
 
 
-def follow(tables: OwnTables, first: int, sleep: Callable[[float], None] = time.sleep) -> Iterator[list[Row]]:
+def follow(tables: OwnTables, first: int, wait: Callable[[float], None]) -> Iterator[list[Row]]:
     """The newest ``first`` messages of all topics, oldest first, then new ones for ever. Raises psycopg2.Error."""
     now = tables.only("select now() as now")["now"]
     shown = messages.latest(tables, None, first)[::-1]
@@ -36,7 +35,7 @@ def follow(tables: OwnTables, first: int, sleep: Callable[[float], None] = time.
     yield shown
     newest = max([now, *seen.values()])
     while True:
-        sleep(POLL_SECONDS)
+        wait(POLL_SECONDS)
         horizon = newest - OVERLAP
         rows = [row for row in messages.since(tables, horizon) if row["id"] not in seen]
         seen = {name: sent for name, sent in seen.items() if sent > horizon}
@@ -46,8 +45,10 @@ def follow(tables: OwnTables, first: int, sleep: Callable[[float], None] = time.
             yield rows
 
 
-def of_file(path: Path, lines: int, *, forever: bool, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
-    """The last lines of a log file, then those that are added. A file that is replaced or cut is read from its start.
+def of_file(path: Path, lines: int, wait: Callable[[float], None] | None) -> Iterator[str]:
+    """The last lines of a log file, then, where it may ``wait``, those that are added.
+
+    A file that is replaced or cut is read from its start.
 
     Raises NotFound.
     """
@@ -57,10 +58,10 @@ def of_file(path: Path, lines: int, *, forever: bool, sleep: Callable[[float], N
         raise NotFound(f"cannot read {path}: {error.strerror}", repair="--file names the daemon's log file") from error
     with file:
         yield "".join(deque((line.decode(errors="replace") for line in file), maxlen=lines))
-        while forever:
-            sleep(POLL_SECONDS)
+        while wait is not None:
+            wait(POLL_SECONDS)
             if path.exists() and (path.stat().st_ino != _inode(file.fileno()) or path.stat().st_size < file.tell()):
-                yield from of_file(path, lines, forever=True, sleep=sleep)
+                yield from of_file(path, lines, wait)
                 return
             while chunk := file.read(_CHUNK):
                 yield chunk.decode(errors="replace")

@@ -12,7 +12,9 @@ import functools
 import io
 import os
 import re
+import select
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -148,6 +150,19 @@ class Terminal:
             click.echo(text, nl=False)
         sys.stdout.flush()
 
+    @contextlib.contextmanager
+    def endless(self) -> Iterator[Callable[[float], None]]:
+        """For a block that prints until Ctrl+C, or until nobody reads the output; both are a good end.
+
+        It gets a function that waits so many seconds, and ends the block at once where the reader has gone.
+        """
+        try:
+            yield _wait_while_read
+        except KeyboardInterrupt:
+            pass
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed to him
+
     def stream(self, pages: Iterable[Sequence[Mapping[str, object]]], columns: Sequence[str]) -> None:
         """Rows that may be more than memory holds, page by page. A table's columns are as wide as its first page's."""
         if self.format == "json":
@@ -194,6 +209,21 @@ class Terminal:
     def _json(self, value: object) -> str:
         text = _encode(value)
         return (msgspec.json.format(text, indent=2) if sys.stdout.isatty() else text).decode()
+
+
+def _wait_while_read(seconds: float) -> None:
+    """A pipe tells by POLLERR that its other end was closed; who has nothing to write would never find out."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):
+        time.sleep(seconds)
+        return
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    began = time.monotonic()
+    if any(event & select.POLLERR for _, event in poll.poll(seconds * 1000)):
+        raise BrokenPipeError
+    time.sleep(max(0.0, began + seconds - time.monotonic()))  # a hang-up of a terminal wakes it, too
 
 
 def exit_code(error: WalstreamError) -> int:
@@ -364,7 +394,9 @@ def _print_rich(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:  # ids are there to be copied
+        table.add_column(column, no_wrap=column == "id" or column.endswith("_id"), overflow="fold")
     for line in cells:
         table.add_row(*(Text(visible(cell)) for cell in line))  # Text: brackets in a value are no markup
     Console().print(table)
