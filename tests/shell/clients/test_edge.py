@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -63,8 +64,17 @@ class Running:
         problem = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if problem:
             client.close()
-            raise OSError(problem, "")
+            raise OSError(problem, os.strerror(problem))
         return client
+
+    async def wait_refused(self) -> None:
+        """Until nobody listens any more."""
+        while True:
+            try:
+                (await self.connect()).close()
+            except ConnectionRefusedError:
+                return
+            await trio.testing.wait_all_tasks_blocked()
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         with await self.connect() as client:
@@ -268,12 +278,48 @@ def test_drain_says_goodbye_closes_with_1012_and_ends() -> None:
                 assert await read_frame(client) == (1, b"goodbye")
                 assert running.health.ready()[0] == 503
                 assert await read_frame(client) == (8, (1012).to_bytes(2, "big") + b"Server requested disconnect")
-                with pytest.raises(OSError, match=str(errno.ECONNREFUSED)):
-                    await running.connect()
                 assert not running.ended.is_set()
                 client.send(masked((1012).to_bytes(2, "big"), 8))
                 await running.ended.wait()
                 assert running.door.recorders[0].events == ["drain", "closed"]
+            with pytest.raises(OSError, match=str(errno.ECONNREFUSED)):
+                await running.connect()
+
+    run(main)
+
+
+def test_who_asks_during_a_drain_is_told_and_no_socket_is_opened() -> None:
+    async def main() -> None:
+        async with listening() as running, trio.open_nursery() as nursery:
+            with await running.open() as client:
+                nursery.start_soon(running.edge.drain)
+                await read_frame(client)
+                status, body = await running.ask(GET % b"/ready")
+                assert (status, json.loads(body)["status"]) == (503, "draining")
+                assert (await running.ask(GET % b"/live"))[0] == 200
+                upgrade = f"GET /socket/websocket?apikey=good HTTP/1.1\r\n{UPGRADE}\r\n"
+                assert await running.ask(upgrade.encode()) == (503, b'{"error":"Server is shutting down"}')
+                assert len(running.edge.sockets) == 1
+                client.send(masked((1012).to_bytes(2, "big"), 8))
+                await running.ended.wait()
+
+    run(main)
+
+
+def test_nobody_is_let_in_when_the_last_socket_is_gone() -> None:
+    async def main() -> None:
+        async with listening() as running, trio.open_nursery() as nursery:
+            with await running.open() as client, await running.connect() as slow:
+                slow.send(b"GET /live HTTP/1.1\r\nHost: a\r\n")
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(running.edge.drain)
+                await read_frame(client)
+                client.send(masked((1012).to_bytes(2, "big"), 8))
+                await running.wait_refused()
+                assert not running.ended.is_set()
+                slow.send(b"\r\n")
+                assert (await read_until_closed(slow)).startswith(b"HTTP/1.1 200 ")
+                await running.ended.wait()
 
     run(main)
 

@@ -125,17 +125,18 @@ class Edge:
                 listener.close()
 
     async def drain(self) -> None:
-        """Not ready, no more connections, every socket closed with 1012 after its handler's goodbye; then ``run`` ends.
+        """Not ready, no more WebSockets, all there are closed with 1012 after their goodbyes; then ``run`` ends.
 
+        Until they are gone, requests are still answered: whoever asks ``/ready`` is told to send clients elsewhere.
         Waits at most ``drain_seconds`` for what is queued to be read. Cancelling it ends every connection at once.
         """
         log.info(SERVER_DRAINING, clients=len(self.sockets), seconds=self._limits.drain_seconds)
         self._health.drain()
-        self._accepting.cancel()
         try:
             with trio.move_on_after(self._limits.drain_seconds):
                 await self.sockets.drain(SERVICE_RESTART, REASON_DRAIN)
                 await self.sockets.wait_empty()
+                self._accepting.cancel()
                 while self._pending:
                     await self._wait_for_fewer_pending()
         finally:
