@@ -41,6 +41,7 @@ class FakeCursor:
 
 
 class _Info:
+    backend_pid = 1
     transaction_status = psycopg2.extensions.TRANSACTION_STATUS_IDLE
 
 

@@ -294,7 +294,8 @@ class NotifyBus:
         ours = []
         for heard in news:
             if heard.channel == self._channel:
-                ours.append(heard.payload)
+                if heard.pid != self._mouth.pid:  # our own words need no opening
+                    ours.append(heard.payload)
             else:
                 self._also[heard.channel](heard.payload)
         if ours:

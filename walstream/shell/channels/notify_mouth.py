@@ -89,6 +89,7 @@ class NotifyMouth:
         pace_seconds: float = PACE_SECONDS,
     ) -> None:
         self.transactions = 0
+        self.pid = 0  # of the backend that speaks for us, 0 for none
         self._open_connection = open_connection
         self._speaker = speaker
         self._node = node
@@ -118,6 +119,7 @@ class NotifyMouth:
             while not await line.do(self._settle, seconds=STATEMENT_SECONDS):  # noqa: ASYNC110 - the server has no event
                 await trio.sleep(SETTLE_SECONDS)
             self._line = line
+            self.pid = line.connection.info.backend_pid
             self._speaker.reached()
             try:
                 await self._say_for_ever(line)
@@ -126,6 +128,7 @@ class NotifyMouth:
                 raise
         finally:
             self._line = None
+            self.pid = 0
             line.close()
 
     def _settle(self, connection: PgConnection) -> bool:
