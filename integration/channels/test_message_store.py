@@ -11,11 +11,12 @@ import trio
 
 from integration.channels.rooms_rig import Rig, eventually, message, register, running
 from integration.fixtures.postgres import TestDatabase
+from walstream.channel.since import Position
 from walstream.rooms import Broadcast, RoomKey
 from walstream.shell.channels import message_store
 from walstream.shell.channels.message_store import INVALID, UNKNOWN_CHANNEL, UNREACHABLE
 from walstream.shell.database import message_rows
-from walstream.shell.database.message_rows import Position
+from walstream.shell.database.message_rows import Kept
 from walstream.shell.database.postgres import connect
 
 GENERAL = RoomKey("general")
@@ -221,15 +222,17 @@ def test_pages_follow_each_other_without_gap_or_repetition(prepared: TestDatabas
     rig = Rig(prepared)
 
     async def main() -> None:
-        found: list[Broadcast] = []
-        at: Position | None = Position(0)
-        while at is not None:
-            page = await rig.store.page(GENERAL, at, 4)
-            assert len(page.messages) <= 4
-            found += page.messages
-            at = page.next
-        assert [b.event for b in found] == [str(n) for n in range(25)]
-        assert json.loads(found[3].payload) == {"n": 3}
+        found: list[Kept] = []
+        at = Position(0)
+        has_more = True
+        while has_more:
+            page, has_more = await rig.store.page(GENERAL, at, 4)
+            assert 0 < len(page) <= 4
+            found += page
+            at = page[-1].position
+        assert [kept.broadcast.event for kept in found] == [str(n) for n in range(25)]
+        assert json.loads(found[3].broadcast.payload) == {"n": 3}
+        assert (await rig.store.page(GENERAL, at, 4)).messages == []
 
     trio.run(main)
 
@@ -276,7 +279,8 @@ def test_hidden_deleted_and_expired_messages_are_gone_for_readers(prepared: Test
             ids = [b.id for b in (kept, hidden, deleted, expiring)]
             assert [b.event for b in await rig.store.fetch([*ids, "x"])] == ["kept"]
             assert [b.event for b in await rig.store.replay(GENERAL, 0, 9)] == ["kept"]
-            assert [b.event for b in (await rig.store.page(GENERAL, Position(0), 9)).messages] == ["kept"]
+            page = await rig.store.page(GENERAL, Position(0), 9)
+            assert [kept.broadcast.event for kept in page.messages] == ["kept"]
 
     trio.run(main)
 

@@ -48,17 +48,28 @@ def decide(query: Pairs, headers: Pairs, verifier: Verifier, now: float) -> Welc
     vsn = negotiate(_first(query, "vsn"))
     if vsn is None:
         return Rejection(403)
-    token = _key(query, headers)
+    token = _key(query, headers) or ""
+    found = _claims(token, headers, verifier, now)
+    return found if isinstance(found, Rejection) else Welcome(vsn, found, token)
+
+
+def authorize(query: Pairs, headers: Pairs, verifier: Verifier, now: float) -> Claims | Rejection:
+    """Whose a plain request is. Unlike in a handshake ``authorization`` wins: clients send a person's token there."""
+    token = _bearer(headers) or _key(query, headers) or ""
+    return _claims(token, headers, verifier, now)
+
+
+def _claims(token: str, headers: Pairs, verifier: Verifier, now: float) -> Claims | Rejection:
     if verifier.open_claims is not None:
         # Any website that a developer visits could otherwise read the database through a daemon without keys.
         origin = _first(headers, "origin")
         if origin is not None and not _is_of_this_machine(origin):
             return _rejection(403, _FOREIGN_PAGE)
-        return Welcome(vsn, verifier.open_claims, token or "")
+        return verifier.open_claims
     if not token:
         return _rejection(401, _KEY_MISSING)
     try:
-        return Welcome(vsn, verifier.verify(token, now), token)
+        return verifier.verify(token, now)
     except ExpiredTokenError:
         return _rejection(401, _KEY_EXPIRED)
     except TokenError as error:
@@ -66,11 +77,14 @@ def decide(query: Pairs, headers: Pairs, verifier: Verifier, now: float) -> Welc
 
 
 def _key(query: Pairs, headers: Pairs) -> str | None:
+    found = (_first(headers, "x-api-key"), _first(query, "apikey"), _first(headers, "apikey"), _bearer(headers))
+    return next((key for key in found if key), None)
+
+
+def _bearer(headers: Pairs) -> str | None:
     authorization = (_first(headers, "authorization") or "").strip()
     scheme, _, credentials = authorization.partition(" ")
-    bearer = credentials.strip() if scheme.lower() == "bearer" else None
-    found = (_first(headers, "x-api-key"), _first(query, "apikey"), _first(headers, "apikey"), bearer)
-    return next((key for key in found if key), None)
+    return credentials.strip() if scheme.lower() == "bearer" else None
 
 
 def _first(pairs: Iterable[tuple[str, str]], name: str) -> str | None:

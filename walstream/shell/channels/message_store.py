@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from walstream.bus.items import BroadcastItem
+from walstream.channel.since import Position
 from walstream.errors import DatabaseRefused, DatabaseUnreachable, WalstreamError
 from walstream.model import Snapshot, Transaction
 from walstream.rooms import Broadcast, RoomKey
@@ -27,8 +28,9 @@ from walstream.shell.channels.message_upkeep import MessageUpkeep
 from walstream.shell.channels.recent_ids import FreshMessages, RecentIds
 from walstream.shell.database import message_rows
 from walstream.shell.database.join_facts import load_snapshot
-from walstream.shell.database.message_rows import NewMessage, Notification, Page, Position
+from walstream.shell.database.message_rows import NewMessage, Notification, Page
 from walstream.shell.database.postgres import Database, PgConnection, translate
+from walstream.shell.database.rows import is_text
 from walstream.telemetry.log import MESSAGES_UNSTORED
 
 WAIT_SECONDS: Final = 5.0
@@ -147,6 +149,8 @@ class MessageStore:
 
         Whatever this node had delivered when it was called is among them.
         """
+        if not is_text(room.subtopic):
+            return []
         bounded = min(max(since_ms, 0), _MS_MAX)
         count = min(max(limit, 1), REPLAY_MAX)
 
@@ -159,6 +163,8 @@ class MessageStore:
 
     async def page(self, room: RoomKey, after: Position, limit: int) -> Page:
         """At most ``limit`` messages of a room after a position, oldest first, and where to go on."""
+        if not is_text(room.subtopic):
+            return Page([], has_more=False)
         count = min(max(limit, 1), REPLAY_MAX)
         return await self._database.run(lambda c: message_rows.page(c, self._schema, room, after, count))
 
@@ -296,7 +302,7 @@ def _is_uuid(text: str) -> bool:
 
 def _fault(broadcast: Broadcast, sender: str | None) -> str:
     """A code for what PostgreSQL cannot store, as far as a look tells; the rest it refuses itself."""
-    if "\0" in broadcast.event or "\0" in broadcast.room.subtopic or "\0" in (sender or ""):
+    if not (is_text(broadcast.event) and is_text(broadcast.room.subtopic) and is_text(sender or "")):
         return INVALID
     if not broadcast.binary:
         payload = broadcast.payload

@@ -18,6 +18,7 @@ from walstream.errors import DatabaseRefused, WalstreamError
 from walstream.shell.channels.message_store import UNREACHABLE, MessageStore
 from walstream.shell.channels.seats import Seat
 from walstream.shell.database.postgres import Database
+from walstream.shell.database.rows import is_text
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
@@ -156,7 +157,7 @@ class Moderation:
     ) -> Done | Denied:
         """Run a statement that touches one member, of those roles that the seat's holder may act against."""
         user = params.get("user")
-        if not isinstance(user, str) or not 0 < len(user) <= USER_MAX or "\0" in user:
+        if not isinstance(user, str) or not 0 < len(user) <= USER_MAX or not is_text(user):
             return Denied("invalid", "user is a text")
         roles = [role for role in MEMBER_ROLES if outranks(seat.role, role)]
         values = {"channel": channel.id, "user": user, "roles": roles, **more}
@@ -203,7 +204,7 @@ class Moderation:
 
 
 def _name(value: object) -> str | Denied:
-    if not isinstance(value, str) or not 0 < len(value) <= NAME_MAX or "\0" in value:
+    if not isinstance(value, str) or not 0 < len(value) <= NAME_MAX or not is_text(value):
         return Denied("invalid", f"name is a text of at most {NAME_MAX} characters")
     return value
 
@@ -211,7 +212,10 @@ def _name(value: object) -> str | Denied:
 def _metadata(value: object) -> str | Denied:
     if not isinstance(value, dict):
         return Denied("invalid", "metadata is an object")
-    text = msgspec.json.encode(value).decode()
+    try:
+        text = msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:
+        return Denied("invalid", "metadata is Unicode text")
     if len(text) > METADATA_BYTES_MAX:
         return Denied("invalid", f"metadata have at most {METADATA_BYTES_MAX} bytes")
     for name in ("max_members", "max_message_bytes"):

@@ -16,6 +16,7 @@ from walstream.model import Change, Relation, Row, Snapshot
 from walstream.shell.database.access import RoleFacts, load_roles
 from walstream.shell.database.join_facts import load_snapshot
 from walstream.shell.database.postgres import Database
+from walstream.shell.database.rows import is_text
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
@@ -84,7 +85,7 @@ def load_members(
     """The memberships of the pairs, and facts of the roles. Raises psycopg2.Error."""
     snapshot = load_snapshot(connection)
     members: dict[Pair, Membership | None] = dict.fromkeys(pairs)
-    possible = [pair for pair in pairs if "\0" not in pair[1]]
+    possible = [pair for pair in pairs if is_text(pair[1])]
     if possible:
         with connection.cursor() as cursor:
             cursor.execute(

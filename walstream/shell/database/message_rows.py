@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import msgspec
 from psycopg2 import sql
 
+from walstream.channel.since import Position
 from walstream.rooms import Broadcast, RoomKey
 from walstream.shell.database.rows import only, scalar
 
@@ -62,18 +63,19 @@ class NewMessage(NamedTuple):
     ttl_seconds: float | None
 
 
+class Kept(NamedTuple):
+    """A stored message with what clients are not told live. ``position``: where it is in its room's history."""
+
+    broadcast: Broadcast
+    sender: str | None
+    position: Position
+
+
 class Page(NamedTuple):
-    """Messages, oldest first. ``next``: where to go on, None at the end."""
+    """Messages, oldest first. ``has_more``: others come after them."""
 
-    messages: list[Broadcast]
-    next: Position | None
-
-
-class Position(NamedTuple):
-    """A place in a room's history: microseconds since the epoch, and ``seq``. What comes after it is asked for."""
-
-    micros: int
-    seq: int = 0
+    messages: list[Kept]
+    has_more: bool
 
 
 def store(
@@ -147,12 +149,12 @@ def page(connection: PgConnection, schema: str, room: RoomKey, after: Position, 
     """At most ``limit`` messages of a room after a position, oldest first. Raises psycopg2.Error."""
     where, values = _in_room(room)
     where += f" and (m.sent_at, m.seq) > ({_EPOCH}, %s)"
-    statement = _statement(schema, f"{_COLUMNS}, {_MICROS}", where, "m.sent_at, m.seq", limit=True)
+    statement = _statement(schema, f"{_COLUMNS}, m.sender_id, {_MICROS}", where, "m.sent_at, m.seq", limit=True)
     with connection.cursor() as cursor:
         cursor.execute(statement, [*values, after.micros, after.seq, limit + 1])
         rows = cursor.fetchall()
-    last = Position(rows[limit - 1][8], rows[limit - 1][1]) if len(rows) > limit else None
-    return Page([_broadcast(row[:8]) for row in rows[:limit]], last)
+    kept = [Kept(_broadcast(row[:8]), row[8], Position(row[9], row[1])) for row in rows[:limit]]
+    return Page(kept, len(rows) > limit)
 
 
 def since(connection: PgConnection, schema: str, micros: int, limit: int) -> list[tuple[int, Broadcast]]:

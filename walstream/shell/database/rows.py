@@ -1,4 +1,4 @@
-"""Rows of a cursor that must have one.
+"""Rows of a cursor that must have one, and texts that a statement can carry.
 
 No statement lives here; a missing row is our own mistake, never the database's.
 """
@@ -23,3 +23,14 @@ def only(cursor: Cursor) -> tuple[Any, ...]:
 def scalar(cursor: Cursor) -> Any:
     """The first column of the next row. Raises Invariant where there is none."""
     return only(cursor)[0]
+
+
+def is_text(text: str) -> bool:
+    """Whether PostgreSQL can have the text: no character U+0000, no half of a surrogate pair."""
+    if "\0" in text:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
