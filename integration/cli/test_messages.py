@@ -118,23 +118,41 @@ def test_messages_are_the_newest_first(run: InProcess, prepared: TestDatabase, c
     assert run("messages", "nowhere").code == 3
 
 
-def test_bytes_and_moderated_messages(run: InProcess, prepared: TestDatabase, channel: str) -> None:
+def test_bytes_are_shown_as_a_data_url(run: InProcess, prepared: TestDatabase, channel: str) -> None:
     prepared.execute(
-        "insert into realtime.messages (topic, event, binary_payload, sent_at)"
-        " values ('general', 'bytes', '\\x00ff', now() - interval '1 s')"
+        "insert into realtime.messages (topic, event, binary_payload) values ('general', 'bytes', '\\x00ff'),"
+        " ('general', 'long', decode(repeat('00', 100), 'hex'))"
     )
+    payloads = {row["event_type"]: row["payload"] for row in run.json("messages", "general")}
+    assert payloads["bytes"] == "data:application/octet-stream;base64,AP8="
+    assert payloads["long"].removeprefix("data:application/octet-stream;base64,") == "A" * 134 + "=="
+
+
+def test_messages_are_taken_back(run: InProcess, prepared: TestDatabase, channel: str) -> None:
+    def events(*arguments: str) -> list[str]:
+        return [row["event_type"] for row in run.json(*arguments)]
+
     sent = run.ok("broadcast", "general", "spam", "1").out.strip()
-    assert run.json("messages", "general")[1]["payload"] == "data:application/octet-stream;base64,AP8="
-    assert run.ok("message", "hide", sent).out == "1\n"
-    assert [row["event_type"] for row in run.json("messages", "general")] == ["bytes"]
-    assert [row["event_type"] for row in run.json("replay", "general", "0")] == ["bytes"]
-    assert [row["hidden"] for row in run.json("messages", "general", "--hidden", "--wide")] == [True, False]
+    listener = prepared.connect()
+    with listener.cursor() as cursor:
+        cursor.execute('listen "realtime:bus"')
+        assert run.ok("message", "hide", sent).out == "1\n"
+        cursor.execute("select 1")
+    (told,) = listener.notifies
+    listener.close()
+    assert prepared.query(
+        "select 'm' || id, topic, event, payload, expires_at < now() + interval '61 s' from realtime.messages"
+        " where event <> 'spam'"
+    ) == [(told.payload, "general", "message.hidden", {"id": sent, "by": None}, True)]
+    assert events("messages", "general") == ["message.hidden"]
+    assert events("replay", "general", "0") == ["message.hidden"]
+    assert [row["hidden"] for row in run.json("messages", "general", "--hidden", "--wide")] == [False, True]
     assert run.json("message", "unhide", sent) == {"unhidden": 1}
-    assert len(run.json("messages", "general")) == 2
+    assert events("replay", "general", "0") == ["spam", "message.hidden"]
     missing = run("message", "delete", sent, str(uuid.UUID(int=7)))
-    assert (missing.code, len(run.json("messages", "general"))) == (3, 2)
+    assert (missing.code, len(events("messages", "general"))) == (3, 2)
     assert run.ok("message", "delete", sent.upper()).out == "1\n"
-    assert len(run.json("messages", "general")) == 1
+    assert events("replay", "general", "0") == ["message.hidden", "message.deleted"]
     assert run("message", "delete", "1' or '1'='1").code == 2
 
 

@@ -29,6 +29,7 @@ HOURS_MAX: Final = 24 * 366 * 10
 KEEP_HOURS: Final = 72
 """A day's partition is dropped as a whole when it is that old, or older where ``hours`` or a channel say so."""
 
+ANNOUNCED_SECONDS: Final = 60
 PAGE: Final = 1000
 DELETED_AT_ONCE: Final = 5000
 NOTIFY_NAME_BYTES_MAX: Final = 63
@@ -120,11 +121,17 @@ def send(
     }  # fmt: skip
     with tables.transaction(), judging("PAYLOAD"):
         row = tables.only(_INSERT, values)
-        told = {f"{tables.schema}:bus": f"m{row['id']}", f"{tables.schema}:channel:{channel.id}": row["id"]}
-        for name, text in told.items():
-            if len(name.encode()) <= NOTIFY_NAME_BYTES_MAX:  # a long schema's name leaves no room for the channel's
-                tables.rows("select pg_catalog.pg_notify(%(name)s, %(text)s)", {"name": name, "text": text})
+        _tell(tables, row["id"], channel.id)
     return row
+
+
+def _tell(tables: OwnTables, message_id: str, channel_id: str | None) -> None:
+    told = {f"{tables.schema}:bus": f"m{message_id}"}
+    if channel_id is not None:
+        told[f"{tables.schema}:channel:{channel_id}"] = message_id
+    for name, text in told.items():
+        if len(name.encode()) <= NOTIFY_NAME_BYTES_MAX:  # a long schema's name leaves no room for the channel's
+            tables.rows("select pg_catalog.pg_notify(%(name)s, %(text)s)", {"name": name, "text": text})
 
 
 def _check(channel: Channel, schemas: object, event: str, payload: str) -> None:
@@ -206,25 +213,46 @@ def clean(tables: OwnTables, hours: int) -> int:
 
 
 def hide(tables: OwnTables, ids: Sequence[str], *, hidden: bool) -> int:
-    """Take messages out of history and replay, or back into it; all of them or none. Raises NotFound."""
+    """Take messages out of history and replay, or back into it; all of them or none. Raises NotFound.
+
+    Clients are told of what is hidden, by the event ``message.hidden``.
+    """
     with tables.transaction():
         rows = tables.rows(
             "update {messages} set hidden = %(hidden)s, updated_at = now() where id = any(%(ids)s::uuid[])"
-            " returning id::text",
+            " returning id::text, topic, channel_id::text, private",
             {"ids": _ids(ids), "hidden": hidden},
         )
         _all_there(ids, rows)
+        if hidden:
+            _announce(tables, rows, "message.hidden")
     return len(rows)
 
 
 def delete(tables: OwnTables, ids: Sequence[str]) -> int:
-    """Delete messages, all of them or none. Raises NotFound."""
+    """Delete messages, all of them or none. Raises NotFound. Clients are told, by the event ``message.deleted``."""
     with tables.transaction():
         rows = tables.rows(
-            "delete from {messages} where id = any(%(ids)s::uuid[]) returning id::text", {"ids": _ids(ids)}
+            "delete from {messages} where id = any(%(ids)s::uuid[])"
+            " returning id::text, topic, channel_id::text, private",
+            {"ids": _ids(ids)},
         )
         _all_there(ids, rows)
+        _announce(tables, rows, "message.deleted")
     return len(rows)
+
+
+def _announce(tables: OwnTables, rows: Sequence[Row], event: str) -> None:
+    """The same event as by a moderator's client. Nodes look messages up, so it is one itself, for a minute."""
+    for row in rows:
+        said = tables.only(
+            "insert into {messages} (topic, channel_id, private, event, payload, expires_at)"
+            " values (%(topic)s, %(channel_id)s::uuid, %(private)s, %(event)s,"
+            "         jsonb_build_object('id', %(id)s, 'by', null), now() + make_interval(secs => %(seconds)s))"
+            " returning id::text",
+            {**row, "event": event, "seconds": ANNOUNCED_SECONDS},
+        )
+        _tell(tables, said["id"], row["channel_id"])
 
 
 def _ids(given: Iterable[str]) -> list[str]:
