@@ -61,6 +61,14 @@ def test_a_broadcast_is_stored_and_told_in_one_transaction(
     ]
 
 
+def test_a_channel_that_keeps_nothing_gets_its_messages_all_the_same(run: InProcess, prepared: TestDatabase) -> None:
+    run.ok("channel", "create", "passing", "--no-persist")
+    run.ok("broadcast", "passing", "e", "1")
+    run.ok("broadcast", "passing", "e", "1", "--ttl", "5")
+    ages = "select round(extract(epoch from expires_at - sent_at)) from realtime.messages order by seq"
+    assert [int(age) for (age,) in prepared.query(ages)] == [60, 5]
+
+
 def test_payloads_come_from_anywhere_and_are_bounded(
     run: InProcess, prepared: TestDatabase, channel: str, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ HOURS_MAX: Final = 24 * 366 * 10
 KEEP_HOURS: Final = 72
 """A day's partition is dropped as a whole when it is that old, or older where ``hours`` or a channel say so."""
 
-ANNOUNCED_SECONDS: Final = 60
+PASSING_SECONDS: Final = 60
 PAGE: Final = 1000
 DELETED_AT_ONCE: Final = 5000
 NOTIFY_NAME_BYTES_MAX: Final = 63
@@ -108,16 +108,17 @@ def send(
 ) -> Row:
     """Store a message and tell daemons and direct listeners of it, in one transaction; its id, seq and sent_at.
 
-    ``payload``: JSON text. ``ttl``: seconds after which it is deleted. Raises InputError, also where the payload is not
-    what the channel's schemas say.
+    ``payload``: JSON text. ``ttl``: seconds after which it is deleted; of a channel that keeps nothing, a minute: that
+    is how nodes get it. Raises InputError, also where the payload is not what the channel's schemas say.
     """
     kept = tables.only(
-        "select metadata -> 'schemas' as schemas from {channels} where id = %(id)s::uuid", {"id": channel.id}
+        "select metadata -> 'schemas' as schemas, persist from {channels} where id = %(id)s::uuid", {"id": channel.id}
     )
     if kept["schemas"] is not None:
         _check(channel, kept["schemas"], event, payload)
     values = {
-        "topic": channel.slug, "channel": channel.id, "event": event, "payload": payload, "sender": sender, "ttl": ttl,
+        "topic": channel.slug, "channel": channel.id, "event": event, "payload": payload, "sender": sender,
+        "ttl": ttl or (None if kept["persist"] else PASSING_SECONDS),
     }  # fmt: skip
     with tables.transaction(), judging("PAYLOAD"):
         row = tables.only(_INSERT, values)
@@ -250,7 +251,7 @@ def _announce(tables: OwnTables, rows: Sequence[Row], event: str) -> None:
             " values (%(topic)s, %(channel_id)s::uuid, %(private)s, %(event)s,"
             "         jsonb_build_object('id', %(id)s, 'by', null), now() + make_interval(secs => %(seconds)s))"
             " returning id::text",
-            {**row, "event": event, "seconds": ANNOUNCED_SECONDS},
+            {**row, "event": event, "seconds": PASSING_SECONDS},
         )
         _tell(tables, said["id"], row["channel_id"])
 

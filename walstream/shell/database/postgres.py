@@ -123,6 +123,8 @@ _TABLE: dict[str, tuple[str, str]] = {
     ),
     "42P01": ("undefined_table", "run `walstream init`"),
     "3F000": ("undefined_schema", "run `walstream init`"),
+    "42703": ("undefined_column", "run `walstream init`: the tables are of an older release"),
+    "42883": ("undefined_function", "run `walstream init`: the functions are of an older release"),
     "55P03": ("lock_not_available", "the table is in use: try again when its long transactions have ended"),
 }
 
