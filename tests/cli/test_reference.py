@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import msgspec
+import pytest
 
-from walstream.cli import COMMANDS
+from walstream.cli import COMMANDS, cli
 from walstream.config import BYTE_KEYS, SECOND_KEYS, Config, parse_bytes, parse_seconds
+from walstream.shell.commands import channels, connections, messages, presences
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -47,6 +51,45 @@ def first_words(section: str) -> set[str]:
 def test_every_command_is_documented() -> None:
     page = (REFERENCE / "commands.md").read_text(encoding="utf-8")
     assert {word.split()[0] for word in first_words(page.partition("## Output")[0])} == set(COMMANDS)
+
+
+def members() -> Iterator[tuple[str, click.Command]]:
+    """Every command by its words, those of groups as well."""
+    context = click.Context(cli)
+    for name in COMMANDS:
+        command = cli.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {word}", member) for word, member in command.commands.items())
+        else:
+            yield name, command
+
+
+def test_every_member_of_a_group_and_every_option_is_documented() -> None:
+    page = (REFERENCE / "commands.md").read_text(encoding="utf-8")
+    common = {"--json", "--format", "--config", *(f"--{key.replace('_', '-')}" for key in Config.__struct_fields__)}
+    for words, command in members():
+        *group, name = words.split()
+        assert re.search(rf"`(?:{' '.join(group)} )?{name}[` ]", page), words
+        if words in ("serve", "dev"):
+            continue  # their options are those of the configuration, and of the page that shows how to begin
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.hidden and not common & set(option.opts):
+                assert option.opts[-1] in page, (words, option.opts)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        channels.LIST_COLUMNS, channels.GET_COLUMNS, channels.SETTING_COLUMNS, channels.MEMBER_COLUMNS,
+        messages.COLUMNS, messages.WIDE_COLUMNS[len(messages.COLUMNS) :], messages.EVENT_COLUMNS, messages.LOG_COLUMNS,
+        messages.STATISTICS_COLUMNS, presences.GET_COLUMNS, presences.ONLINE_COLUMNS, presences.STATISTICS_COLUMNS,
+        connections.COLUMNS, connections.WIDE_COLUMNS[len(connections.COLUMNS) :],
+    ],
+)  # fmt: skip
+def test_columns_are_documented_in_their_order(columns: tuple[str, ...]) -> None:
+    page = " ".join((REFERENCE / "commands.md").read_text(encoding="utf-8").split())
+    assert ", ".join(f"`{column}`" for column in columns) in page
 
 
 def test_every_code_of_doctor_is_documented() -> None:

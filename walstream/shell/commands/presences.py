@@ -28,6 +28,7 @@ select distinct on (user_id, topic)
        greatest(0, floor(extract(epoch from now() - last_seen_at)))::bigint as seconds
   from {presence}
  where (%(user)s is null or user_id = %(user)s) and (%(everywhere)s or topic = %(topic)s)
+   and (not %(present)s or status <> 'offline')
  order by user_id, topic, array_position(array['online', 'away', 'offline'], status), last_seen_at desc
 """
 _TRACK: Final = """
@@ -108,8 +109,7 @@ def of_user(tables: OwnTables, user: str, place: Place | None) -> list[Row]:
 
 def online(tables: OwnTables, place: Place | None) -> list[Row]:
     """Who is online or away, the one seen last first; everywhere without a place."""
-    rows = [row for row in _best(tables, None, place, "seconds_ago") if row["status"] != "offline"]
-    rows.sort(key=lambda row: (row["seconds_ago"], row["user_id"]))
+    rows = _best(tables, None, place, "seconds_ago", present=True)
     return sorted(rows, key=lambda row: row["last_seen_at"], reverse=True)
 
 
@@ -143,8 +143,11 @@ def clean(tables: OwnTables, seconds: int) -> int:
     return int(tables.only("select {cleanup_stale_presence}(%(seconds)s) as count", {"seconds": seconds})["count"])
 
 
-def _best(tables: OwnTables, user: str | None, place: Place | None, seconds: str) -> list[Row]:
-    values = {"user": user, "everywhere": place is None, "topic": place.topic if place else None}
+def _best(
+    tables: OwnTables, user: str | None, place: Place | None, seconds: str, *, present: bool = False
+) -> list[Row]:
+    """``seconds``: the name of that column. ``present``: only who is online or away."""
+    values = {"user": user, "everywhere": place is None, "topic": place.topic if place else None, "present": present}
     rows = tables.rows(_BEST, values)
     for row in rows:
         row[seconds] = row.pop("seconds")
