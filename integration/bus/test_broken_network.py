@@ -144,3 +144,29 @@ def test_a_process_that_stood_still_does_not_blame_others(prepared: TestDatabase
             assert (b.node, None) not in a.ear.events
 
     trio.run(main)
+
+
+def test_a_server_that_dies_and_comes_back(fragile: TestDatabase) -> None:
+    def open_connection(name: str) -> PgConnection:
+        return connect(fragile.dsn, application_name=name)
+
+    async def main() -> None:
+        buses = [NotifyBus(open_connection, "realtime", name, SECRET, node_timeout_seconds=6) for name in "ab"]
+        async with running(*buses) as (a, b):
+            await trio.to_thread.run_sync(fragile.cluster.kill)
+            for number in range(30):
+                a.bus.publish(said(number))
+                await trio.sleep(0.1)
+            assert buses[0].dropped > 0
+            await trio.to_thread.run_sync(fragile.cluster.start)
+            await b.ear.until(lambda: b.ear.gaps >= 2)
+            await a.ear.until(lambda: a.ear.gaps >= 2)
+            while not b.ear.heard(a.node):
+                a.bus.publish(said("after"))
+                await trio.sleep(0.1)
+            assert set(b.ear.heard(a.node)) == {"after"}
+            assert (a.node, None) not in b.ear.events
+            a.bus.publish(said("large", 100_000))
+            await b.ear.until(lambda: b.ear.heard(a.node)[-1:] == ["large"])
+
+    trio.run(main)

@@ -304,3 +304,37 @@ def test_without_a_database_publishing_harms_nobody_and_the_end_is_quick(world: 
             assert time.monotonic() - started < 1.0
 
     trio.run(main)
+
+
+def test_the_daemons_own_role_is_enough_and_clients_have_no_way_in(world: World) -> None:
+    def as_daemon(name: str) -> PgConnection:
+        return connect(f"{world.database.dsn} options='-c role=walstream_daemon'", application_name=name)
+
+    async def main() -> None:
+        a, b = (NotifyBus(as_daemon, "realtime", name, SECRET) for name in "ab")
+        async with running(a, b) as (first, second):
+            first.bus.publish(said("large", 50_000))
+            await second.ear.until(lambda: second.ear.heard(first.node) == ["large"])
+            await a._mouth.do(a._sweep_payloads)
+
+    trio.run(main)
+    for role in ("anon", "authenticated"):
+        for privilege in ("select", "insert", "update", "delete"):
+            assert not world.database.scalar(
+                "select has_table_privilege(%s, 'realtime.bus_payloads', %s)", (role, privilege)
+            )
+
+
+def test_a_schema_with_a_long_name_and_capitals_has_a_bus(world: World) -> None:
+    schema = "Ä" * 30
+    world.database.execute(
+        f'create schema "{schema}"; create table "{schema}".bus_payloads (like realtime.bus_payloads including all)'
+    )
+
+    async def main() -> None:
+        buses = [NotifyBus(world.open, schema, name, SECRET) for name in "ab"]
+        async with running(*buses) as (first, second):
+            first.bus.publish(said("large", 50_000))
+            await second.ear.until(lambda: second.ear.heard(first.node) == ["large"])
+
+    trio.run(main)
