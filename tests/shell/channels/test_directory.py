@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from tests.shell.channels_support import STARTED, FakeRows, Guest, change, channel, claims, member, transaction
 from tests.support import run
 from walstream.rooms import RoomKey
-from walstream.shell.channels.directory import CHANGED, DELETED, FORBIDDEN, LOST, UNABLE, UNREACHED, Directory
+from walstream.shell.channels import directory as directory_module
+from walstream.shell.channels.directory import (
+    CHANGED,
+    DELETED,
+    FORBIDDEN,
+    IDLE_SECONDS,
+    LOST,
+    UNABLE,
+    UNREACHED,
+    Directory,
+)
 from walstream.shell.database.channel_rows import Rows
 
 GENERAL = RoomKey("general")
@@ -112,7 +122,48 @@ def test_all_joins_of_a_tick_are_one_question_and_an_answer_is_kept_while_it_is_
             directory.leave(guest.seat)
         Guest(directory).ask(GENERAL, claims("u1"))
         await settle()
-        assert rows.asked[1:] == [{("id-general", "u1")}]
+        assert len(rows.asked) == 1
+        for guest in [Guest(directory), Guest(directory)]:
+            await settle(IDLE_SECONDS + 1)
+            guest.ask(GENERAL, claims("u2"))
+            await settle()
+            directory.leave(guest.seat)
+        assert rows.asked[1:] == [{("id-general", "u2")}] * 2
+
+
+def test_what_is_known_of_nobody_in_particular_is_bounded_and_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_module, "IDLE_MAX", 3)
+    rows = FakeRows([PRIVATE])
+
+    async def test(directory: Directory) -> None:
+        for number in range(10):
+            Guest(directory).ask(GENERAL, claims(f"u{number}"))
+        await settle()
+        assert len(directory._entries) == 3
+        known = next(user for _, user in directory._entries)
+        apply(directory, 200, change("channel_members", member(known)))
+        guest = Guest(directory)
+        guest.ask(GENERAL, claims(known))
+        assert guest.seat.role == "member"
+        directory.leave(guest.seat)
+        rows.member_rows.clear()
+        directory.changed()  # whatever is known may be wrong
+        refused = Guest(directory)
+        refused.ask(GENERAL, claims(known))
+        await settle()
+        assert rows.asked[-1] == {("id-general", known)}
+
+    serving(rows, test)
+
+
+def test_all_joins_of_a_tick_are_one_question() -> None:
+    rows = FakeRows([channel()], [member("u1")])
+
+    async def test(directory: Directory) -> None:
+        for number in range(20):
+            Guest(directory).ask(GENERAL, claims(f"u{number}"))
+        await settle()
+        assert len(rows.asked) == 1
 
     serving(rows, test)
 

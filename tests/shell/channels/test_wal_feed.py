@@ -230,3 +230,20 @@ def test_what_was_stored_while_no_slot_was_there_is_looked_up() -> None:
         assert parts.events == ["missed"]
 
     run(main, autojump=True)
+
+
+def test_a_node_that_takes_a_slot_over_lets_old_commits_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Parts()
+    feed = WalFeed(parts.directory, parts.store, ListSpill)
+    heard: list[str] = []
+    feed.on_message = lambda broadcast: heard.append(broadcast.event)
+    monkeypatch.setattr("walstream.shell.channels.wal_feed.time.time_ns", lambda: 1_000_000 * 1_000_000_000)
+    feed.live_from(snapshot(100))
+    feed.opened(snapshot(500), STARTED, missed=False)
+    for xid, seconds, event in ((99, 999_999, "history"), (200, 999_900, "old"), (201, 999_950, "new")):
+        feed.begin()
+        feed.row(message(event, xid), 100)
+        committed = transaction(xid)
+        committed.commit_at = seconds * 1_000_000
+        feed.committed(committed)
+    assert heard == ["new"]

@@ -42,6 +42,10 @@ ROLE_SECONDS: Final = 60.0
 
 BATCH_MAX: Final = 1000
 
+IDLE_SECONDS: Final = 5.0
+IDLE_MAX: Final = 10_000
+"""How long, and of how many, an answer counts that nobody sits on. The WAL keeps it fresh meanwhile."""
+
 RECENT_SECONDS: Final = 60.0
 RECENT_MAX: Final = 5000
 """Changes of the two tables that are kept: an answer of the database may be older than what the WAL has brought, for a
@@ -83,12 +87,13 @@ class _Ask:
 class _Entry:
     """What is known of a pair while somebody sits on it. ``snapshot``: the changes in it are those it sees."""
 
-    __slots__ = ("membership", "seats", "snapshot")
+    __slots__ = ("idle_since", "membership", "seats", "snapshot")
 
     def __init__(self, membership: Membership | None, snapshot: Snapshot) -> None:
         self.membership = membership
         self.snapshot = snapshot
         self.seats: dict[Seat, None] = {}
+        self.idle_since = trio.current_time()
 
 
 class Directory:
@@ -108,6 +113,7 @@ class Directory:
         self._server_start: float | None = None
         self._topics: dict[str, dict[Seat, None]] = {}
         self._entries: dict[Pair, _Entry] = {}
+        self._idle: dict[Pair, None] = {}  # those without seats, the longest idle first
         self._roles: dict[str, tuple[bool, float]] = {}
         self._asks: list[_Ask] = []
         self._later: list[_Ask] = []  # seats to be judged again once the database answers
@@ -196,6 +202,8 @@ class Directory:
 
     def changed(self) -> None:
         """Something may have changed that the WAL has not brought here: ask for everything again."""
+        for pair in list(self._idle):
+            self._drop(pair)
         self._stale.set()
 
     def _remember(self, transaction: Transaction, changes: tuple[Change, ...]) -> None:
@@ -253,10 +261,10 @@ class Directory:
             return FORBIDDEN.format(wanted.subtopic)
         membership = None
         if claims.sub:
-            entry = self._entries.get((channel.id, claims.sub))
-            if entry is None:
+            pair = (channel.id, claims.sub)
+            if not self._is_known(pair):
                 return None
-            membership = entry.membership
+            membership = self._entries[pair].membership
         if membership is None:
             if channel.is_private:
                 return FORBIDDEN.format(wanted.subtopic)
@@ -274,7 +282,9 @@ class Directory:
     def _watch(self, seat: Seat) -> None:
         entry = self._entries.get((seat.channel.id, seat.claims.sub)) if seat.channel is not None else None
         if entry is not None:
+            assert seat.channel is not None
             entry.seats[seat] = None
+            self._idle.pop((seat.channel.id, seat.claims.sub), None)
 
     def _unwatch(self, seat: Seat) -> None:
         if seat.channel is None:
@@ -283,8 +293,31 @@ class Directory:
         entry = self._entries.get(pair)
         if entry is not None:
             entry.seats.pop(seat, None)
-            if not entry.seats:
-                del self._entries[pair]
+            self._rest((pair,))
+
+    def _is_known(self, pair: Pair) -> bool:
+        entry = self._entries.get(pair)
+        if entry is None:
+            return False
+        return bool(entry.seats) or trio.current_time() - entry.idle_since <= IDLE_SECONDS
+
+    def _rest(self, pairs: Iterable[Pair]) -> None:
+        """Keep what is known of pairs that nobody sits on for a moment: requests and refused joins come in rows."""
+        now = trio.current_time()
+        for pair in pairs:
+            entry = self._entries.get(pair)
+            if entry is not None and not entry.seats:
+                entry.idle_since = now
+                self._idle.pop(pair, None)
+                self._idle[pair] = None
+        while len(self._idle) > IDLE_MAX:
+            self._drop(next(iter(self._idle)))
+
+    def _drop(self, pair: Pair) -> None:
+        self._idle.pop(pair, None)
+        entry = self._entries.get(pair)
+        if entry is not None and not entry.seats:
+            del self._entries[pair]
 
     def _rejudge(self, seat: Seat) -> None:
         if seat.is_left:
@@ -349,6 +382,8 @@ class Directory:
 
     async def _load(self) -> None:
         """Everything anew. Raises WalstreamError."""
+        for pair in list(self._idle):
+            self._drop(pair)
         pairs = list(self._entries)
         registry, snapshot = await self._rows.channels()
         members = None
@@ -366,7 +401,7 @@ class Directory:
         for seats in list(self._topics.values()):
             for seat in list(seats):
                 self._rejudge(seat)
-        self._forget_unwatched(pairs)
+        self._rest(pairs)
 
     def _know(self, loaded: LoadedMembers) -> None:
         """Take over an answer, with what the WAL has brought since. Seats are judged by the caller."""
@@ -379,12 +414,6 @@ class Directory:
                 self._entries[pair] = _Entry(membership, loaded.snapshot)
             else:
                 entry.membership, entry.snapshot = membership, loaded.snapshot
-
-    def _forget_unwatched(self, pairs: Iterable[Pair]) -> None:
-        for pair in pairs:
-            entry = self._entries.get(pair)
-            if entry is not None and not entry.seats:
-                del self._entries[pair]
 
     async def _answer_forever(self) -> None:
         while True:
@@ -402,7 +431,7 @@ class Directory:
     async def _answer(self, asks: list[_Ask]) -> None:
         channels = [(ask, self._registry.find(ask.wanted.subtopic)) for ask in asks]
         pairs = {(channel.id, ask.claims.sub) for ask, channel in channels if channel is not None and ask.claims.sub}
-        pairs -= self._entries.keys()
+        pairs = {pair for pair in pairs if not self._is_known(pair)}
         roles = {ask.claims.role for ask in asks}
         loaded = None
         now = trio.current_time()
@@ -423,7 +452,7 @@ class Directory:
                 self._judge_again(ask, ask.seat)
             else:
                 self._reply(ask, is_known=loaded is not None)
-        self._forget_unwatched(pairs)
+        self._rest(pairs)
         if len(self._roles) > ROLES_MAX:
             self._roles.clear()
 

@@ -34,6 +34,9 @@ SPILL_BYTES: Final = 16 * 1024 * 1024
 SLICE: Final = 500
 """Messages that are delivered without giving way to anybody else."""
 
+LATE_SECONDS: Final = 60.0
+"""How old a commit may be that the first stream brings to a process which runs since before it."""
+
 MISSED_MAX: Final = 10_000
 """Messages that are looked up after the WAL between two slots was lost."""
 
@@ -71,6 +74,8 @@ class WalFeed:
         self._server_start = 0.0
         self._live_from: Snapshot | None = None
         self._is_settled = False
+        self._has_streamed = False
+        self._not_before = 0  # µs since the epoch
         self._newest_at = 0  # µs of the newest commit
         self._columns: dict[Relation, _Columns | None] = {}
         self._open = _Rows(new_spill)  # of the transaction under way
@@ -98,6 +103,10 @@ class WalFeed:
             self._missed_since = self._newest_at - int(MISSED_MARGIN_SECONDS * 1e6)
             self._directory.changed()
             self._wanted.set()
+        if not self._has_streamed and self._live_from is not None:
+            # A node that has stood by for another's slot reads what its clients have heard by way of the bus.
+            self._not_before = time.time_ns() // 1000 - int(LATE_SECONDS * 1e6)
+        self._has_streamed = True
         self.live_from(snapshot)
 
     def begin(self) -> None:
@@ -132,6 +141,8 @@ class WalFeed:
         self._queue(rows)
 
     def _is_live(self, transaction: Transaction) -> bool:
+        if transaction.commit_at < self._not_before:
+            return False
         if self._is_settled or self._live_from is None:
             return True
         if is_live(transaction, self._live_from, self._server_start):
