@@ -133,12 +133,14 @@ def test_all_joins_of_a_tick_are_one_question_and_an_answer_is_kept_while_it_is_
 
 def test_what_is_known_of_nobody_in_particular_is_bounded_and_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory_module, "IDLE_MAX", 3)
-    rows = FakeRows([PRIVATE])
+    rows = FakeRows([channel()])
 
     async def test(directory: Directory) -> None:
         for number in range(10):
-            Guest(directory).ask(GENERAL, claims(f"u{number}"))
-        await settle()
+            guest = Guest(directory)
+            guest.ask(GENERAL, claims(f"u{number}"))
+            await settle()
+            directory.leave(guest.seat)
         assert len(directory._entries) == 3
         known = next(user for _, user in directory._entries)
         apply(directory, 200, change("channel_members", member(known)))
@@ -152,6 +154,22 @@ def test_what_is_known_of_nobody_in_particular_is_bounded_and_followed(monkeypat
         refused.ask(GENERAL, claims(known))
         await settle()
         assert rows.asked[-1] == {("id-general", known)}
+
+    serving(rows, test)
+
+
+def test_who_was_refused_and_made_a_member_comes_in_before_the_wal_says_so() -> None:
+    rows = FakeRows([PRIVATE])
+
+    async def test(directory: Directory) -> None:
+        refused, let_in = Guest(directory), Guest(directory)
+        refused.ask(GENERAL, claims("ann"))
+        await settle()
+        assert refused.answers == [FORBIDDEN.format("general")]
+        rows.member_rows.append(member("ann"))
+        let_in.ask(GENERAL, claims("ann"))
+        await settle()
+        assert let_in.seat.role == "member"
 
     serving(rows, test)
 

@@ -11,7 +11,6 @@ import trio
 
 from tests.support import run
 from walstream.errors import DatabaseUnreachable
-from walstream.shell.channels import message_upkeep
 from walstream.shell.channels.message_upkeep import MessageUpkeep
 from walstream.shell.database.postgres import Database
 from walstream.telemetry.log import MESSAGES_UNKEPT
@@ -49,8 +48,8 @@ class Table:
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> Table:
     found = Table()
-    monkeypatch.setattr(message_upkeep.message_rows, "maintain", found.maintain)
-    monkeypatch.setattr(message_upkeep.message_rows, "delete_expired", found.delete_expired)
+    monkeypatch.setattr("walstream.shell.channels.message_upkeep.message_rows.maintain", found.maintain)
+    monkeypatch.setattr("walstream.shell.channels.message_upkeep.message_rows.delete_expired", found.delete_expired)
     return found
 
 

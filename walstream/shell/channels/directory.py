@@ -306,10 +306,16 @@ class Directory:
         now = trio.current_time()
         for pair in pairs:
             entry = self._entries.get(pair)
-            if entry is not None and not entry.seats:
-                entry.idle_since = now
-                self._idle.pop(pair, None)
-                self._idle[pair] = None
+            if entry is None or entry.seats:
+                continue
+            channel = self._registry.by_id(pair[0])
+            if entry.membership is None and (channel is None or channel.is_private):
+                # Who has just been made a member comes at once, maybe before the WAL has said so here.
+                self._drop(pair)
+                continue
+            entry.idle_since = now
+            self._idle.pop(pair, None)
+            self._idle[pair] = None
         while len(self._idle) > IDLE_MAX:
             self._drop(next(iter(self._idle)))
 
