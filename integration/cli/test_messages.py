@@ -339,3 +339,36 @@ def test_the_daemons_log_is_a_file_or_a_journal(run: InProcess, tmp_path: Path) 
     assert done.out.splitlines() == [f"line {number}" for number in range(10, 60)]
     assert run("logs", "--source", "daemon", "--file", str(tmp_path / "none")).code == 3
     assert run("logs", "--file", str(log)).code == 2
+
+
+def test_a_server_or_schema_that_does_not_fit_is_told_apart(
+    run: InProcess, prepared: TestDatabase, channel: str
+) -> None:
+    writable = run.environ["WALSTREAM_DATABASE_URL"]
+    run.environ["WALSTREAM_DATABASE_URL"] = f"{writable} options='-c default_transaction_read_only=on'"
+    refused = run("broadcast", "general", "e", "1")
+    assert (refused.code, "[database_refused: no_writes]" in refused.err) == (1, True)
+    assert run.json("messages", "general") == []
+    run.environ["WALSTREAM_DATABASE_URL"] = writable
+    prepared.execute("alter table realtime.messages drop column hidden")
+    old = run("messages", "general")
+    assert (old.code, "[database_refused: undefined_column]" in old.err, "walstream init" in old.err) == (1, True, True)
+    run.environ["WALSTREAM_SCHEMA"] = "nowhere"
+    assert "[database_refused: undefined_table]" in run("messages", "general").err
+
+
+def test_who_may_not_is_exit_code_4(run: InProcess, prepared: TestDatabase, channel: str) -> None:
+    prepared.execute("create role weak_cli login")
+    try:
+        run.environ["WALSTREAM_DATABASE_URL"] += " user=weak_cli"
+        for arguments in (
+            ("messages", "general"),
+            ("channel", "create", "x"),
+            ("presence", "track", "u1"),
+            ("cleanup",),
+        ):
+            done = run(*arguments)
+            assert (done.code, done.out) == (4, "")
+            assert "insufficient_privilege" in done.err
+    finally:
+        prepared.execute("drop role weak_cli")

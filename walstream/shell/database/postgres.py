@@ -116,6 +116,10 @@ _TABLE: dict[str, tuple[str, str]] = {
     "53300": ("too_many_connections", "raise max_connections, or close idle clients"),
     "28P01": ("bad_password", "check the password in WALSTREAM_DATABASE_URL"),
     "28000": ("not_authorised", "check the role and pg_hba.conf"),
+    "25006": (
+        "no_writes",
+        "WALSTREAM_DATABASE_URL has to lead to the primary (target_session_attrs=read-write), with a role that writes",
+    ),
     "3D000": ("database_missing", "create the database, or correct WALSTREAM_DATABASE_URL"),
     "42501": (
         "insufficient_privilege",
