@@ -139,6 +139,7 @@ def test_who_was_idle_is_back_at_the_next_sign_of_life() -> None:
     assert flush(rows) == ([], [])
     rows.age(IDLE)
     assert [row.status for row in flush(rows)[0]] == ["away"]
+    assert flush(rows) == ([], [])
     rows.touched("ada", IDLE + 1)
     assert [row.status for row in flush(rows)[0]] == ["online"]
     rows.touched("ada", IDLE + 2)
