@@ -30,12 +30,12 @@ from walstream.telemetry.metrics import Metrics
 
 CHANNEL_PREFIX: Final = "realtime:table:"
 
-WAITING_BYTES_MAX: Final = 32 * 1024 * 1024
-WAITING_MAX: Final = 20_000
+WAITING_BYTES_MAX: Final = 64 * 1024 * 1024
+WAITING_MAX: Final = 200_000
 """Transactions that wait for the database, beside their bytes."""
 
-BATCH_BYTES: Final = 256 * 1024
-TURN_SECONDS: Final = 0.005
+BATCH_BYTES: Final = 1024 * 1024
+TURN_SECONDS: Final = 0.01
 """For reading on in one transaction at one go."""
 
 _LOCK: Final = "select pg_catalog.pg_try_advisory_lock(%s)"
