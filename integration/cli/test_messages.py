@@ -189,10 +189,10 @@ def test_replay_goes_on_where_it_stopped(
 ) -> None:
     at(prepared, ["2026-01-30T10:00:00Z"] * 5)
     first = run.ok("replay", "general", "0", "--limit", "2", "--json")
-    cursor = first.err.strip().removeprefix("go on with --after ")
-    second = run.ok("replay", "general", "0", "--limit", "1000", "--after", cursor, "--json")
+    cursor = first.err.strip().removeprefix("go on with ")
+    second = run.ok("replay", "general", cursor, "--limit", "1000", "--json")
     assert [row["event_type"] for row in first.value + second.value] == ["e0", "e1", "e2", "e3", "e4"]
-    assert run("replay", "general", "0", "--after", "here/1").code == 2
+    assert run("replay", "general", "here/1").code == 2
     monkeypatch.setattr("walstream.shell.commands.messages.PAGE", 2)
     assert [row["event_type"] for row in run.json("replay", "general", "0")] == ["e0", "e1", "e2", "e3", "e4"]
     lines = run.ok("replay", "general", "0").out.splitlines()

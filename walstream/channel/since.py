@@ -1,15 +1,15 @@
-"""Points in a room's history as HTTP clients write them: a time in any usual form, or the cursor of an earlier page."""
+"""Points in a room's history as people and programs write them: a time in any usual form, or the cursor of a page."""
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 _NUMBER: Final = re.compile(r"\d{1,17}(\.\d{1,9})?")
 _SEQ: Final = re.compile(r"\d{1,18}")
 _LOST_PLUS: Final = re.compile(r"(?<=\d) (?=\d\d(:?\d\d)?$)")
-_MILLISECONDS_FROM: Final = 100_000_000_000
+MILLISECONDS_FROM: Final = 100_000_000_000
 """Seconds reach that in the year 5138, milliseconds did in 1973."""
 
 _MICROS_MAX: Final = 253_402_300_799_000_000
@@ -22,11 +22,20 @@ class Position(NamedTuple):
     micros: int
     seq: int = 0
 
+    @property
+    def time(self) -> datetime:
+        """The time alone, in UTC."""
+        return _EPOCH + timedelta(microseconds=self.micros)
+
     def __str__(self) -> str:
         """The cursor: a time in UTC and a number."""
-        seconds, micros = divmod(self.micros, 1_000_000)
-        time = datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros, tzinfo=None)
-        return f"{time.isoformat()}Z/{self.seq}"
+        return f"{self.time.replace(tzinfo=None).isoformat()}Z/{self.seq}"
+
+
+def position_of(time: datetime, seq: int) -> Position:
+    """The place of a message that was sent then and has that number."""
+    passed = time - _EPOCH
+    return Position((passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds, seq)
 
 
 def parse_since(text: str) -> Position:
@@ -50,15 +59,14 @@ def _micros(text: str) -> int:
     if _NUMBER.fullmatch(text):
         whole, _, fraction = text.partition(".")
         micros = int(whole) * 1_000_000 + int(fraction[:6].ljust(6, "0"))
-        return _bounded(micros // 1000 if int(whole) >= _MILLISECONDS_FROM else micros)
+        return _bounded(micros // 1000 if int(whole) >= MILLISECONDS_FROM else micros)
     time = datetime.fromisoformat(_LOST_PLUS.sub("+", text))
     if time.tzinfo is None:
         time = time.replace(tzinfo=UTC)
     try:
-        passed = time - _EPOCH
+        return _bounded(position_of(time, 0).micros)
     except OverflowError as error:
         raise ValueError("out of range") from error
-    return _bounded((passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds)
 
 
 def _bounded(micros: int) -> int:

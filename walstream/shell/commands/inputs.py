@@ -5,7 +5,6 @@ Everything that is wrong is an InputError which names the argument; nothing here
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 import sys
 from pathlib import Path
@@ -13,42 +12,32 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from walstream.channel.since import MILLISECONDS_FROM, Position, parse_since
 from walstream.errors import InputError
 
 NAME_BYTES_MAX: Final = 255
-_NUMBER: Final = re.compile(r"[0-9]{1,20}(\.[0-9]*)?")
-_SECONDS_BELOW: Final = 1e11  # the year 5138; in milliseconds, 1973
-_MILLISECONDS_BELOW: Final = 1e14
+_NUMBER: Final = re.compile(r"[0-9.]+")
 
 
-class Instant(NamedTuple):
-    """A point in time, in UTC. ``notice``: how it was read where the writer may have meant something else, or ""."""
+class Since(NamedTuple):
+    """Where to begin. ``notice``: how it was read where the writer may have meant something else, or ""."""
 
-    time: dt.datetime
+    position: Position
     notice: str = ""
 
 
-def parse_instant(name: str, text: str) -> Instant:
-    """UNIX seconds, also with a fraction; milliseconds by their size; or ISO 8601, in UTC where it has no zone."""
-    wanted = f"{name}: {text!r} is no point in time"
-    repair = "UNIX seconds such as 1643723400, or ISO 8601 such as 2026-01-30T10:00:00Z"
+def read_since(name: str, text: str) -> Since:
+    """A point in time in any form that ``channel.since`` knows, or a cursor."""
     try:
-        if _NUMBER.fullmatch(text):
-            number = float(text)
-            if number < _SECONDS_BELOW:
-                return Instant(dt.datetime.fromtimestamp(number, dt.UTC))
-            if number < _MILLISECONDS_BELOW:
-                time = dt.datetime.fromtimestamp(number / 1000, dt.UTC)
-                return Instant(time, f"{text} is read as milliseconds: {time.isoformat()}")
-            raise InputError(wanted, repair=repair)
-        if not text.isascii():
-            raise InputError(wanted, repair=repair)
-        time = dt.datetime.fromisoformat(text)
-        if time.tzinfo is None:
-            return Instant(time.replace(tzinfo=dt.UTC))
-        return Instant(time.astimezone(dt.UTC))
-    except (ValueError, OverflowError, OSError) as error:
-        raise InputError(wanted, repair=repair) from error
+        position = parse_since(text)
+    except ValueError as error:
+        raise InputError(
+            f"{name}: {text!r} is no point in time",
+            repair="UNIX seconds such as 1643723400, ISO 8601 such as 2026-01-30T10:00:00Z, or a cursor",
+        ) from error
+    if _NUMBER.fullmatch(text) and float(text) >= MILLISECONDS_FROM:
+        return Since(position, f"{text} is read as milliseconds: {str(position).partition('/')[0]}")
+    return Since(position)
 
 
 def parse_count(name: str, text: str, least: int, most: int) -> int:

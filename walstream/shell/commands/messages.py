@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
+from walstream.channel.since import Position, position_of
 from walstream.channel.slug import is_uuid
 from walstream.errors import InputError, NotFound
 from walstream.shell.commands.own_tables import Channel, OwnTables, Row, judging
@@ -80,29 +81,6 @@ delete from {messages} m
 """
 
 
-class Cursor(NamedTuple):
-    """After which message a replay goes on: the last one's time and number."""
-
-    sent_at: dt.datetime
-    seq: int
-
-    def __str__(self) -> str:
-        """As ``--after`` takes it."""
-        return f"{self.sent_at.astimezone(dt.UTC).isoformat()}/{self.seq}"
-
-
-def parse_cursor(text: str) -> Cursor:
-    """What a replay with ``--limit`` has printed. Raises InputError."""
-    time, _, seq = text.rpartition("/")
-    try:
-        sent_at = dt.datetime.fromisoformat(time)
-        if sent_at.tzinfo is None or not seq.isascii() or not seq.isdecimal() or len(seq) > 18:
-            raise ValueError("no zone, or no number")
-        return Cursor(sent_at, int(seq))
-    except ValueError as error:
-        raise InputError(f"--after: {text!r} is no cursor", repair="take what replay --limit has printed") from error
-
-
 def send(
     tables: OwnTables, channel: Channel, event: str, payload: str, sender: str | None, *, ttl: int | None = None
 ) -> Row:
@@ -155,30 +133,30 @@ def latest(tables: OwnTables, channel: Channel | None, limit: int, *, with_hidde
     return [_row(row) for row in rows]
 
 
-def replay(
-    tables: OwnTables, channel: Channel, since: dt.datetime, *, after: Cursor | None = None, limit: int | None = None
-) -> Iterator[list[Row]]:
-    """Messages from ``since`` on, oldest first, in pages; after ``after`` where it is given. Nothing is told twice."""
+def replay(tables: OwnTables, channel: Channel, after: Position, *, limit: int | None = None) -> Iterator[list[Row]]:
+    """Messages after a place in the history, oldest first, in pages. Nothing is told twice."""
     left = limit
     while left is None or left > 0:
         size = PAGE if left is None else min(PAGE, left)
         rows = tables.rows(
             _SHOWN
-            + " and m.channel_id = %(channel)s::uuid and not m.hidden and m.sent_at >= %(since)s"
-            + " and (%(time)s is null or (m.sent_at, m.seq) > (%(time)s::timestamptz, %(seq)s))"
+            + " and m.channel_id = %(channel)s::uuid and not m.hidden"
+            + " and (m.sent_at, m.seq) > (%(time)s::timestamptz, %(seq)s)"
             + " order by m.sent_at, m.seq limit %(size)s",
-            {
-                "channel": channel.id, "since": since, "size": size,
-                "time": after.sent_at if after else None, "seq": after.seq if after else 0,
-            },
-        )  # fmt: skip
+            {"channel": channel.id, "time": after.time, "seq": after.seq, "size": size},
+        )
         if not rows:
             return
         yield [_row(row) for row in rows]
         if len(rows) < size:
             return
-        after = Cursor(rows[-1]["sent_at"], rows[-1]["seq"])
+        after = place_of(rows[-1])
         left = None if left is None else left - len(rows)
+
+
+def place_of(row: Row) -> Position:
+    """Where to go on after a message."""
+    return position_of(row["sent_at"], row["seq"])
 
 
 def since(tables: OwnTables, time: dt.datetime) -> list[Row]:
