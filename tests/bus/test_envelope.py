@@ -165,3 +165,12 @@ def test_a_changed_byte_is_an_envelope_or_an_error_of_ours(item: Item, at: int, 
 def test_what_is_no_envelope_is_refused(data: bytes) -> None:
     with pytest.raises(BusError, match="no envelope"):
         decode_envelope(data)
+
+
+def test_items_that_only_another_release_knows_are_left_out_and_further_members_are_ignored() -> None:
+    items = [["h"], ["zz", 1, {"a": []}], ["m", ["id"], "a new member"], 7]
+    assert decode_envelope(msgspec.msgpack.encode(["a", 0, 1, 2, items, "", "new"])).items == [
+        Hello(),
+        StoredItem(("id",)),
+    ]
+    assert decode_content(msgspec.msgpack.encode(items)) == [Hello(), StoredItem(("id",))]

@@ -5,6 +5,7 @@ An envelope is msgpack: who says it, in which lane, its number there, when, and 
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
@@ -66,6 +67,9 @@ class Parcel(NamedTuple):
 _encoder = msgspec.msgpack.Encoder()
 _envelopes = msgspec.msgpack.Decoder(Envelope)
 _contents = msgspec.msgpack.Decoder(list[Item])
+_sent = msgspec.msgpack.Decoder(_Sent)
+_raw_contents = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_item = msgspec.msgpack.Decoder(Item)
 
 
 def encode_item(item: Item) -> bytes | None:
@@ -77,9 +81,14 @@ def encode_item(item: Item) -> bytes | None:
 
 
 def decode_envelope(data: bytes) -> Envelope:
-    """Raises BusError for whatever is no envelope."""
+    """Raises BusError for whatever is no envelope. Items that only another release knows are left out."""
     try:
-        envelope = _envelopes.decode(data)
+        try:
+            envelope = _envelopes.decode(data)
+        except msgspec.ValidationError:
+            sent = _sent.decode(data)
+            known = _known(sent.items)
+            envelope = Envelope(sent.node, sent.lane, sent.number, sent.at, known, sent.stored)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BusError(f"no envelope: {error}", "malformed") from error
     if len(envelope.node) > NODE_CHARACTERS_MAX or not envelope.node or envelope.number < 0:
@@ -88,11 +97,23 @@ def decode_envelope(data: bytes) -> Envelope:
 
 
 def decode_content(data: bytes) -> list[Item]:
-    """The items of a stored row. Raises BusError."""
+    """The items of a stored row, as in ``decode_envelope``. Raises BusError."""
     try:
-        return _contents.decode(data)
+        try:
+            return _contents.decode(data)
+        except msgspec.ValidationError:
+            return _known(_raw_contents.decode(data))
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BusError(f"no items: {error}", "malformed") from error
+
+
+def _known(items: list[msgspec.Raw]) -> list[Item]:
+    """Nodes of two releases may run side by side for a while."""
+    known: list[Item] = []
+    for raw in items:
+        with contextlib.suppress(msgspec.ValidationError):
+            known.append(_item.decode(raw))
+    return known
 
 
 class Packer:
