@@ -225,6 +225,9 @@ def test_rows_and_tables_that_cannot_work(doctor: Walstream, ground: TestDatabas
     ground.execute(repair(doctor, "select_right", "closed"))
     assert wrong(doctor, "users") == wrong(doctor, "closed") == []
     assert wrong(doctor, "guarded") == [("warning", "row_security")]
+    ground.execute("update realtime.subscriptions set notify = true where table_name = 'public.guarded'")
+    assert wrong(doctor, "guarded") == [("warning", "notify_mirror"), ("warning", "row_security")]
+    assert ("warning", "notify_mirror") in wrong(doctor)
 
 
 def test_a_literal_that_no_longer_casts(doctor: Walstream, ground: TestDatabase) -> None:

@@ -33,6 +33,7 @@ def judge_rows(connection: Connection, schema: str) -> list[Finding]:
     captured = [table for table in seen.values() if plan.wanted(table.schema, table.name)]
     for table in captured:
         findings += judge_identity(connection, plan, table)
+        findings += judge_mirror(plan, table)
     findings += judge_access(connection, captured)
     return findings
 
@@ -88,6 +89,7 @@ def judge_table(connection: Connection, schema: str, target: Target) -> list[Fin
         findings += judge_row(connection, schema, row)
         if not row.problem:
             findings += judge_identity(connection, plan, table)
+            findings += judge_mirror(plan, table)
     findings += judge_access(connection, target.tables)
     return findings
 
@@ -112,6 +114,15 @@ def judge_identity(connection: Connection, plan: Plan, table: Table) -> Iterator
 def _identity(table: Table) -> str:
     kinds = {"f": "full", "d": "the primary key", "i": "an index", "n": "nothing"}
     return kinds[table.replica_identity] if table.identity or table.kind == "p" else "none, and none is needed"
+
+
+def judge_mirror(plan: Plan, table: Table) -> Iterator[Finding]:
+    """Whether the mirror to NOTIFY, which knows no rights, tells what policies hide."""
+    row = plan.row_for(table.schema, table.name)
+    if row is not None and row.notify and table.row_security:
+        cause = "row-level security is enabled, but everybody who can connect hears its changes by NOTIFY"
+        repair = f"none if that is meant; else: walstream subscribe {shlex.quote(table.pattern)} without --notify"
+        yield Finding("notify_mirror", "warning", table.pattern, cause, repair)
 
 
 def judge_access(connection: Connection, judged: Sequence[Table]) -> Iterator[Finding]:
