@@ -178,6 +178,7 @@ def masked(text: str) -> bytes:
 def connect(port: int, path: str | None = None) -> socket.socket:
     """A blocking WebSocket connection after its handshake."""
     raw = socket.create_connection(("127.0.0.1", port), timeout=20)
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as WebSocket clients do
     key = base64.b64encode(os.urandom(16)).decode()
     path = path or f"/realtime/v1/websocket?apikey={token()}&vsn=2.0.0"
     raw.sendall(
@@ -207,9 +208,13 @@ def join(raw: socket.socket, topic: str, items: Sequence[dict[str, object]], ref
         seen += more
 
 
-def read_all(sockets: list[socket.socket], expected: int) -> int:
-    """Read until every socket has had ``expected`` frames. Returns the bytes of all of them."""
-    mark = b'"postgres_changes"'
+def read_all(
+    sockets: list[socket.socket], expected: int, mark: bytes = b'"postgres_changes"', pause: float = 0.0
+) -> int:
+    """Read until every socket has had ``expected`` frames with ``mark``. Returns the bytes of all of them.
+
+    ``pause``: seconds between two rounds, for measurements that need the processor for something else.
+    """
     selector = selectors.DefaultSelector()
     seen = dict.fromkeys(sockets, 0)
     tails = dict.fromkeys(sockets, b"")
@@ -218,6 +223,7 @@ def read_all(sockets: list[socket.socket], expected: int) -> int:
     total, left = 0, len(sockets)
     deadline = time.monotonic() + 120
     while left:
+        time.sleep(pause)
         if time.monotonic() > deadline:
             raise RuntimeError(f"{left} sockets still wait for frames")
         for key, _ in selector.select(1):

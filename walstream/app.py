@@ -5,6 +5,14 @@
     ├── edge               listeners, sockets, HTTP
     ├── expiries           tokens and waits that end
     ├── joins              answers joins with what the database says; refreshes rights
+    ├── rooms              writes what members say, tells who is present, waits where a client does
+    ├── directory          who may be in which room
+    ├── message store      commits what is to be stored, many messages at once
+    ├── wal feed           delivers large transactions of stored messages
+    ├── bus                tells other nodes and hears them
+    ├── relay              tells nodes that stand by what the WAL brings
+    ├── presence mirror    this node's rows of realtime.presence, and what SQL tracks there
+    ├── connection report  this node's rows of realtime.connections
     ├── fanout             routes transactions that are too large for one go
     ├── publication keeper lets pgoutput's publications follow the plan
     ├── heartbeat          proves the way through the WAL
@@ -36,7 +44,15 @@ from walstream.errors import ConfigError, WalstreamError
 from walstream.history.ring import Ring
 from walstream.model import Catalog
 from walstream.router import Router
+from walstream.shell.channels.connection_report import ConnectionReport
+from walstream.shell.channels.directory import Directory
+from walstream.shell.channels.message_store import MessageStore
+from walstream.shell.channels.notify_bus import NotifyBus
 from walstream.shell.channels.notify_mirror import NotifyMirror
+from walstream.shell.channels.presence_mirror import PresenceMirror
+from walstream.shell.channels.relay import Relay
+from walstream.shell.channels.rooms import Rooms
+from walstream.shell.channels.wal_feed import WalFeed
 from walstream.shell.clients.admission import Admission, session_limits
 from walstream.shell.clients.connection import Connections
 from walstream.shell.clients.edge import Edge
@@ -46,6 +62,7 @@ from walstream.shell.clients.joins import Joins
 from walstream.shell.clients.key_sets import load_key_set
 from walstream.shell.clients.limits import EdgeLimits, raise_open_files
 from walstream.shell.database.access import TableAccess
+from walstream.shell.database.channel_rows import Rows
 from walstream.shell.database.postgres import Database, connect
 from walstream.shell.delivery.fanout import Fanout
 from walstream.shell.health import Health
@@ -54,6 +71,7 @@ from walstream.shell.wal.node_report import NodeReport
 from walstream.shell.wal.pipeline import Pipeline, PipelineSettings
 from walstream.shell.wal.publication_keeper import PublicationKeeper
 from walstream.shell.wal.slot_watch import Look, SlotWatch
+from walstream.shell.wal.spill import FileSpill
 from walstream.shell.wal.wal_reader import Reading, WalReader
 from walstream.telemetry import log as logs
 from walstream.telemetry.log import SERVER_STARTED, SERVER_STOPPED
@@ -126,6 +144,11 @@ class Daemon:
         self.mirror = self.pipeline.mirror = self._make_mirror()
         self.pipeline.on_gap = self.joins.gap
         self.expiries = Expiries()
+        self.directory = Directory(Rows(self.database, config.schema))
+        self.rooms = self._make_rooms()
+        self.feed.on_message = self.rooms.stored
+        self.feed.on_channels_changed = self.relay.channels
+        self.guests = ConnectionReport(self.database, config.schema, self.health.node, config.heartbeat_seconds)
         self.edge = self._make_edge()
         self._watch_numbers()
 
@@ -143,7 +166,7 @@ class Daemon:
 
     def _make_edge(self) -> Edge:
         config = self.config
-        connections = Connections(self.joins, self.expiries, self.metrics)
+        connections = Connections(self.joins, self.rooms, self.guests, self.expiries, self.metrics)
         return Edge(
             config.host,
             config.port,
@@ -152,6 +175,32 @@ class Daemon:
             application=make_app(self.health, self.metrics.page),
             health=self.health,
             metrics=self.metrics,
+        )
+
+    def _make_rooms(self) -> Rooms:
+        config, node = self.config, self.health.node
+        self.bus = NotifyBus(
+            lambda name: connect(config.database_url, application_name=name),
+            config.schema,
+            node,
+            config.cluster_secret or config.jwt_secret,
+            metrics=self.metrics,
+        )
+        self.presence_mirror = PresenceMirror(
+            self.database, config.schema, node, outside=lambda entries: self.rooms.outside(entries)
+        )
+        self.bus.also(f"{config.schema}:presence", self.presence_mirror.notified, self.presence_mirror.again)
+        self.writer = Database(config.database_url, f"{APPLICATION_NAME} (messages)", size=1)
+        self.store = MessageStore(self.database, self.writer, config.schema, self.bus)
+        self.feed = self.pipeline.feed = WalFeed(self.directory, self.store, FileSpill)
+        self.relay = Relay(self.bus, is_deaf=lambda: self.health.reader == "standby")
+        return Rooms(
+            bus=self.bus,
+            directory=self.directory,
+            store=self.store,
+            mirror=self.presence_mirror,
+            relay=self.relay,
+            max_message_bytes=config.max_message_bytes,
         )
 
     def _make_report(self) -> NodeReport:
@@ -182,7 +231,13 @@ class Daemon:
         watch("subscriptions", lambda: len(self.pipeline.plan.rows))
         watch("changes_in", lambda: self.pipeline.changes_in)
         watch("changes_out", lambda: self.fanout.changes_out)
-        watch("frames_out", lambda: self.fanout.frames_out)
+        watch("frames_out", lambda: self.fanout.frames_out + self.rooms.groups.frames_out)
+        watch("registered_channels", lambda: len(self.directory))
+        watch("rooms", lambda: len(self.rooms))
+        watch("presences", lambda: len(self.rooms.presences))
+        watch("broadcasts_in", lambda: self.rooms.broadcasts_in)
+        watch("broadcasts_refused", lambda: self.rooms.broadcasts_refused)
+        watch("messages_stored", lambda: self.store.stored)
         watch("history_bytes", lambda: self.ring.size)
         watch("history_seconds", lambda: self.ring.seconds_kept(trio.current_time()))
 
@@ -206,6 +261,14 @@ class Daemon:
             for task in (
                 self.expiries.run,
                 self.joins.run,
+                self.rooms.run,
+                self.directory.run,
+                self.store.run,
+                self.feed.run,
+                self.bus.run,
+                self.relay.run,
+                self.presence_mirror.run,
+                self.guests.run,
                 self.fanout.run,
                 self.keeper.run,
                 self.heartbeat.run,
@@ -221,6 +284,7 @@ class Daemon:
                 listen=[f"{host}:{port}" for host, port in addresses],
                 slot=self.config.slot,
             )
+        await self.writer.aclose()
         await self.database.aclose()
         log.info(SERVER_STOPPED)
 

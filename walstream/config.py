@@ -195,10 +195,9 @@ def _check(config: Config) -> None:
         raise ConfigError(
             "max_record_bytes: a row of this size never fits into outbox_bytes", repair="raise outbox_bytes"
         )
-    if config.max_message_bytes > min(config.outbox_bytes, config.max_frame_bytes):
+    if config.max_message_bytes > config.outbox_bytes:
         raise ConfigError(
-            "max_message_bytes: a message of this size never fits into outbox_bytes and max_frame_bytes",
-            repair="raise both",
+            "max_message_bytes: a message of this size never fits into outbox_bytes", repair="raise outbox_bytes"
         )
     _check_numbers(config)
     if config.ping_seconds >= config.idle_seconds:

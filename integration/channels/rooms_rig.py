@@ -50,7 +50,7 @@ class Rig:
         )
         self.feed = WalFeed(self.directory, self.store, FileSpill)
         self.heard: list[Broadcast] = []
-        self.feed.on_message = self.heard.append
+        self.feed.on_message = lambda broadcast, _: self.heard.append(broadcast)
         ring = Ring(bytes_max=64 * MIB, seconds=300, wal_bytes=128 * MIB)
         catalog, access = Catalog(), TableAccess()
         router = Router(catalog)

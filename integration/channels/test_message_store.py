@@ -125,7 +125,7 @@ def test_bytes_are_kept_as_bytes(prepared: TestDatabase) -> None:
     async def main() -> list[Broadcast]:
         async with running(rig, stream=False):
             await rig.append(sent)
-            return await rig.store.replay(GENERAL, 0, 10)
+            return (await rig.store.replay(GENERAL, 0, 10)).messages
 
     (kept,) = trio.run(main)
     assert (kept.payload, kept.binary) == (bytes(range(256)), True)
@@ -207,12 +207,12 @@ def test_replay_gives_the_newest_oldest_first(prepared: TestDatabase) -> None:
 
     async def main() -> None:
         start = 1_767_225_600_000
-        found = await rig.store.replay(GENERAL, start + 2000, 25)
+        found = (await rig.store.replay(GENERAL, start + 2000, 25)).messages
         assert [b.event for b in found] == [str(n) for n in range(6, 25)]
-        assert [b.event for b in await rig.store.replay(GENERAL, 0, 3)] == ["22", "23", "24"]
-        assert await rig.store.replay(RoomKey("general", private=True), 0, 3) == []
-        assert await rig.store.replay(GENERAL, 10**20, 3) == []
-        assert len(await rig.store.replay(GENERAL, -5, -5)) == 1
+        assert [b.event for b in (await rig.store.replay(GENERAL, 0, 3)).messages] == ["22", "23", "24"]
+        assert (await rig.store.replay(RoomKey("general", private=True), 0, 3)).messages == []
+        assert (await rig.store.replay(GENERAL, 10**20, 3)).messages == []
+        assert len((await rig.store.replay(GENERAL, -5, -5)).messages) == 1
 
     trio.run(main)
 
@@ -247,9 +247,9 @@ def test_members_of_a_private_channel_read_its_public_past_and_never_the_other_w
     prepared.execute("insert into realtime.messages (topic, event, payload) values ('general', 'private', '{}')")
 
     async def main() -> None:
-        inside = await rig.store.replay(RoomKey("general", private=True), 0, 9)
+        inside = (await rig.store.replay(RoomKey("general", private=True), 0, 9)).messages
         assert [b.event for b in inside] == ["public", "private"]
-        outside = await rig.store.replay(GENERAL, 0, 9)
+        outside = (await rig.store.replay(GENERAL, 0, 9)).messages
         assert [b.event for b in outside] == ["public"]
 
     trio.run(main)
@@ -278,7 +278,7 @@ def test_hidden_deleted_and_expired_messages_are_gone_for_readers(prepared: Test
             await trio.sleep(0.3)
             ids = [b.id for b in (kept, hidden, deleted, expiring)]
             assert [b.event for b in await rig.store.fetch([*ids, "x"])] == ["kept"]
-            assert [b.event for b in await rig.store.replay(GENERAL, 0, 9)] == ["kept"]
+            assert [b.event for b in (await rig.store.replay(GENERAL, 0, 9)).messages] == ["kept"]
             page = await rig.store.page(GENERAL, Position(0), 9)
             assert [kept.broadcast.event for kept in page.messages] == ["kept"]
 

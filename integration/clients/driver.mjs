@@ -11,6 +11,13 @@ function tell(kind, channel, fields = {}) {
   process.stdout.write(JSON.stringify({ kind, channel, ...fields }) + '\n')
 }
 
+// Bytes in a form that JSON lines carry.
+function shown(message) {
+  return message.payload instanceof ArrayBuffer
+    ? { ...message, payload: { bytes: [...new Uint8Array(message.payload)] } }
+    : message
+}
+
 // supabase-js and realtime-js share one interface of channels.
 function supabaseDriver(client) {
   return {
@@ -20,8 +27,11 @@ function supabaseDriver(client) {
       for (const item of bind) {
         if (item.type === 'presence') {
           channel.on('presence', { event: 'sync' }, () => tell('presence', name, { state: channel.presenceState() }))
+          for (const event of ['join', 'leave']) {
+            channel.on('presence', { event }, ({ key }) => tell(event, name, { key }))
+          }
         } else if (item.type === 'broadcast') {
-          channel.on('broadcast', { event: item.event }, (message) => tell('broadcast', name, { message }))
+          channel.on('broadcast', { event: item.event }, (message) => tell('broadcast', name, { message: shown(message) }))
         } else if (item.type === 'system') {
           channel.on('system', {}, (message) => tell('system', name, { message }))
         } else {
@@ -30,12 +40,21 @@ function supabaseDriver(client) {
       }
       channel.subscribe((status, error) => tell('status', name, { status, error: error?.message }))
     },
-    async send({ channel, event, payload }) {
-      const outcome = await channels.get(channel).send({ type: 'broadcast', event, payload })
+    async send({ channel, event, payload, bytes, persist }) {
+      const content = bytes ? Uint8Array.from(bytes).buffer : payload
+      const outcome = await channels
+        .get(channel)
+        .send({ type: 'broadcast', event, payload: content, ...(persist && { persist }) })
       tell('sent', channel, { outcome })
+    },
+    async post({ channel, event, payload }) {
+      tell('posted', channel, { outcome: await channels.get(channel).httpSend(event, payload) })
     },
     async track({ channel, payload }) {
       tell('tracked', channel, { outcome: await channels.get(channel).track(payload) })
+    },
+    async untrack({ channel }) {
+      tell('untracked', channel, { outcome: await channels.get(channel).untrack() })
     },
     async leave({ channel }) {
       tell('left', channel, { outcome: await client.removeChannel(channels.get(channel)) })
@@ -63,7 +82,7 @@ async function realtime() {
 
 // Phoenix's own client knows topics, events and payloads only.
 async function phoenix() {
-  const { Socket } = await import('phoenix')
+  const { Presence, Socket } = await import('phoenix')
   const socket = new Socket(url.replace(/^http/, 'ws') + '/socket', { params: { apikey: key }, transport: WebSocket })
   socket.connect()
   return {
@@ -74,6 +93,12 @@ async function phoenix() {
       channel.on('postgres_changes', ({ ids, data }) => tell('change', name, { ids, change: data }))
       channel.on('system', (message) => tell('system', name, { message }))
       channel.on('broadcast', (message) => tell('broadcast', name, { message }))
+      if (config?.presence?.enabled) {
+        const presence = new Presence(channel)
+        presence.onSync(() => tell('presence', name, { state: presence.state }))
+        presence.onJoin((key) => tell('join', name, { key }))
+        presence.onLeave((key) => tell('leave', name, { key }))
+      }
       for (const event of ['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) {
         channel.on(event, (change) => tell('change', name, { event, change }))
       }
@@ -85,6 +110,17 @@ async function phoenix() {
     send({ channel, event, payload }) {
       channels.get(channel).push('broadcast', { type: 'broadcast', event, payload })
       tell('sent', channel, { outcome: 'ok' })
+    },
+    track({ channel, payload }) {
+      const push = channels.get(channel).push('presence', { type: 'presence', event: 'track', payload })
+      push.receive('ok', () => tell('tracked', channel, { outcome: 'ok' }))
+    },
+    untrack({ channel }) {
+      const push = channels.get(channel).push('presence', { type: 'presence', event: 'untrack' })
+      push.receive('ok', () => tell('untracked', channel, { outcome: 'ok' }))
+    },
+    leave({ channel }) {
+      channels.get(channel).leave().receive('ok', () => tell('left', channel, { outcome: 'ok' }))
     },
   }
 }

@@ -49,6 +49,8 @@ class Driver:
     def _bind(self, channel: AsyncRealtimeChannel, name: str, item: dict[str, Any]) -> None:
         if item["type"] == "presence":
             channel.on_presence_sync(lambda: tell("presence", name, state=channel.presence_state()))
+            channel.on_presence_join(lambda key, *_: tell("join", name, key=key))
+            channel.on_presence_leave(lambda key, *_: tell("leave", name, key=key))
         elif item["type"] == "broadcast":
             channel.on_broadcast(item["event"], lambda message: tell("broadcast", name, message=message))
         elif item["type"] == "system":
@@ -72,6 +74,11 @@ class Driver:
         """Enter presence."""
         await self.channels[command["channel"]].track(command["payload"])
         tell("tracked", command["channel"], outcome="ok")
+
+    async def untrack(self, command: dict[str, Any]) -> None:
+        """Leave presence."""
+        await self.channels[command["channel"]].untrack()
+        tell("untracked", command["channel"], outcome="ok")
 
     async def leave(self, command: dict[str, Any]) -> None:
         """Leave the channel."""

@@ -29,6 +29,11 @@ def item(**members: object) -> ChangeItem:
     return found
 
 
+def test_who_says_broadcast_decodes_bytes() -> None:
+    assert parse({"broadcast": {}}).hears_bytes
+    assert not parse({"presence": {}}).hears_bytes
+
+
 def test_an_empty_config_asks_for_nothing() -> None:
     assert parse({}) == JoinConfig(Shape.CHANGES)
 

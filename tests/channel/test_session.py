@@ -8,7 +8,8 @@ import pytest
 
 from tests.channel.channel_support import TODOS, TOPIC, VSN_1, VSN_2, Client, Frame, token
 from walstream.auth.tokens import mint
-from walstream.channel.effects import Accepted, Complaint, JoinSettled, Left, Refused, Send
+from walstream.channel.effects import Accepted, Complaint, JoinSettled, Left, Pushed, Refused, Send
+from walstream.channel.pushes import BroadcastPush, ModerationPush, PresencePush
 from walstream.channel.session import SessionLimits
 from walstream.errors import Invariant
 
@@ -39,7 +40,6 @@ def test_the_captured_join_of_the_javascript_client_is_answered_as_captured() ->
     assert client.join(config, ref="6") == []
     assert client.ready(client.request, Accepted((1000,))) == [
         Frame("6", "6", TOPIC, "phx_reply", {"status": "ok", "response": {"postgres_changes": [{**item, "id": 1000}]}}),
-        Frame("6", None, TOPIC, "presence_state", {}),
         Frame("6", None, TOPIC, "system", system("postgres_changes", "ok", "Subscribed to PostgreSQL")),
     ]
     assert client.effects[-1] == JoinSettled(TOPIC, "ok", "", 0.0)
@@ -48,12 +48,12 @@ def test_the_captured_join_of_the_javascript_client_is_answered_as_captured() ->
 def test_the_captured_join_of_the_python_client_is_answered_as_captured() -> None:
     client = Client(vsn=VSN_1)
     client.join({"presence": {"enabled": True}, "postgres_changes": [TODOS]}, access_token="opaque")
-    [reply, presence, subscribed] = client.ready(client.request, Accepted((7,)))
+    [reply, subscribed] = client.ready(client.request, Accepted((7,)))
     assert reply == Frame(
         None, "1", TOPIC, "phx_reply", {"status": "ok", "response": {"postgres_changes": [{**TODOS, "id": 7}]}}
     )
-    assert presence == Frame(None, None, TOPIC, "presence_state", {})
     assert subscribed.ref is None
+    assert client.kinds() == ["Send", "Entered", "Send", "JoinSettled"]
 
 
 def test_items_are_echoed_to_the_letter() -> None:
@@ -171,7 +171,6 @@ def test_channels_are_bounded_but_a_join_again_is_no_further_one() -> None:
     ("config", "reason"),
     [
         ({"broadcast": {"replay": {"since": "x"}}}, "UnableToReplayMessages: Replay params are not valid"),
-        ({"broadcast": {"replay": {}}}, "UnableToReplayMessages: Replay is not allowed for public channels"),
     ],
 )
 def test_replay_that_cannot_be_is_refused(config: object, reason: str) -> None:
@@ -289,28 +288,72 @@ def test_refs_are_bounded() -> None:
     assert client.kinds() == ["Complaint"]
 
 
-def test_broadcasts_are_answered_only_where_asked() -> None:
+def pushed(client: Client) -> Pushed:
+    [effect] = client.effects
+    assert isinstance(effect, Pushed)
+    return effect
+
+
+def test_broadcasts_are_to_be_answered_only_where_asked() -> None:
     client = Client()
-    client.joined({"broadcast": {"ack": True}}, topic="realtime:acked")
+    asking = client.joined({"broadcast": {"ack": True}}, topic="realtime:acked")
     client.joined()
-    assert client.send("broadcast", {"event": "e"}, ref="7") == []
-    [reply] = client.send("broadcast", {"event": "e"}, topic="realtime:acked", ref="8", join_ref="stale")
-    assert reply == Frame("stale", "8", "realtime:acked", "phx_reply", OK)
+    assert client.send("broadcast", {"event": "e", "payload": {"n": 1}}, ref="7") == []
+    assert pushed(client).asked is None
+    assert pushed(client).push == BroadcastPush("e", b'{"n": 1}', whole=b'{"event": "e", "payload": {"n": 1}}')
+    client.send("broadcast", {"event": "e"}, topic="realtime:acked", ref="8", join_ref="stale")
+    found = pushed(client)
+    assert found.serial == asking.serial
+    assert found.asked is not None
+    [reply] = client.did(client.session.answer(found.asked, "ok", b'{"id":"x"}'))
+    assert reply == Frame("stale", "8", "realtime:acked", "phx_reply", {"status": "ok", "response": {"id": "x"}})
 
 
 def test_a_binary_broadcast_is_answered_as_text() -> None:
     client = Client()
     client.joined({"broadcast": {"ack": True}})
-    [reply] = client.raw(bytes((3, 1, 1, 14, 5, 0, 1)) + b"17realtime:room1hello{}")
-    assert reply == Frame("1", "7", TOPIC, "phx_reply", OK)
+    client.raw(bytes((3, 1, 1, 14, 5, 0, 1)) + b"17realtime:room1hello{}")
+    found = pushed(client)
+    assert found.push == BroadcastPush("hello", b"{}")
+    assert found.asked is not None
+    assert client.did(client.session.answer(found.asked, "ok")) == [Frame("1", "7", TOPIC, "phx_reply", OK)]
+
+
+def test_a_broadcast_that_is_no_object_is_refused() -> None:
+    client = Client()
+    client.joined({"broadcast": {"ack": True}})
+    [reply] = client.send("broadcast", None)
+    assert reply.payload["status"] == "error"
+    assert reply.payload["response"]["error"] == "payload_invalid"
+
+
+def test_nothing_is_pushed_before_the_join_is_answered() -> None:
+    client = Client()
+    client.join()
+    for event in ("broadcast", "presence", "moderation"):
+        [reply] = client.send(event, {"event": "track"})
+        assert reply.payload == error("unmatched topic")
+
+
+@pytest.mark.parametrize(
+    ("payload", "meta"),
+    [
+        ({"type": "presence", "event": "track", "payload": {"name": "Ada"}}, b'{"name": "Ada"}'),
+        ({"event": "TRACK"}, b"{}"),
+        ({"event": "untrack"}, None),
+    ],
+)
+def test_presence_is_read(payload: object, meta: bytes | None) -> None:
+    client = Client()
+    client.joined()
+    assert client.send("presence", payload, ref="9") == []
+    assert pushed(client).push == PresencePush(meta)
+    assert pushed(client).asked is not None
 
 
 @pytest.mark.parametrize(
     ("payload", "answer"),
     [
-        ({"type": "presence", "event": "track", "payload": {"name": "Ada"}}, OK),
-        ({"event": "TRACK"}, OK),
-        ({"event": "untrack"}, OK),
         ({}, OK),
         ([], OK),
         ({"event": "track", "payload": 7}, error("Presence track payload must be a map")),
@@ -318,10 +361,28 @@ def test_a_binary_broadcast_is_answered_as_text() -> None:
         ({"event": None}, {"status": "error", "response": {}}),
     ],
 )
-def test_presence_is_answered(payload: object, answer: object) -> None:
+def test_presence_that_means_nothing_is_answered(payload: object, answer: object) -> None:
     client = Client()
     client.joined()
     assert client.send("presence", payload, ref="9") == [Frame("1", "9", TOPIC, "phx_reply", answer)]
+
+
+def test_moderation_names_an_action() -> None:
+    client = Client()
+    client.joined()
+    client.send("moderation", {"action": "mute", "user": "u"})
+    assert pushed(client).push == ModerationPush("mute", {"user": "u"})
+    [reply] = client.send("moderation", {"user": "u"})
+    assert reply.payload["response"]["error"] == "action_invalid"
+
+
+def test_frames_for_one_client_need_its_channel() -> None:
+    client = Client()
+    request = client.joined()
+    [frame] = client.did(client.session.push(request.serial, "presence_state", b"{}"))
+    assert frame == Frame("1", None, TOPIC, "presence_state", {})
+    client.send("phx_leave", {})
+    assert client.session.push(request.serial, "presence_state", b"{}") == []
 
 
 def test_unknown_events_are_ignored() -> None:

@@ -13,10 +13,12 @@ from tests.channel.channel_support import TODOS, VSN_1, VSN_2, Client, Frame, re
 from walstream.channel.effects import (
     Accepted,
     Close,
+    Entered,
     JoinOutcome,
     JoinRequest,
     JoinRequested,
     Left,
+    Pushed,
     Refused,
     Send,
     TokenRefreshed,
@@ -86,6 +88,8 @@ class SessionMachine(RuleBasedStateMachine):
                     self.joined.pop(serial, None)
                 case TokenRefreshed(topic, join_ref, serial, _):
                     assert (self.joined[serial].topic, self.joined[serial].join_ref) == (topic, join_ref)
+                case Entered(serial) | Pushed(serial):
+                    assert serial in self.asked | self.joined
                 case Close():
                     self.over = True
                 case Send():
@@ -98,8 +102,6 @@ class SessionMachine(RuleBasedStateMachine):
             if frame.ref in self.replies:
                 self.replies[frame.ref] += 1
                 assert self.replies[frame.ref] == 1
-        elif frame.event == "presence_state":
-            assert any(request.topic == frame.topic for request in self.joined.values())
         elif frame.event == "system":
             assert {"extension", "status", "message"} <= set(frame.payload)
         else:

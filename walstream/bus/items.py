@@ -49,6 +49,10 @@ class ChannelsChanged(msgspec.Struct, frozen=True, tag="c", array_like=True):
     """Registered channels or members changed: nodes that do not read them from the WAL load them again."""
 
 
+class Deaf(msgspec.Struct, frozen=True, tag="d", array_like=True):
+    """The sender does not read the WAL, for it stands by: others tell it what the WAL brings. Sent again and again."""
+
+
 class Hello(msgspec.Struct, frozen=True, tag="h", array_like=True):
     """The sender is there; sent at its start and at every heartbeat."""
 
@@ -57,4 +61,6 @@ class Bye(msgspec.Struct, frozen=True, tag="y", array_like=True):
     """The sender goes: its presences have ended."""
 
 
-Item: TypeAlias = BroadcastItem | StoredItem | PresenceItem | StateItem | AskState | ChannelsChanged | Hello | Bye
+Item: TypeAlias = (
+    BroadcastItem | StoredItem | PresenceItem | StateItem | AskState | ChannelsChanged | Deaf | Hello | Bye
+)

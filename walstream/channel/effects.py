@@ -11,8 +11,9 @@ import msgspec
 
 from walstream.auth.tokens import Claims
 from walstream.channel.join import BroadcastConfig, ChangeItem, JoinConfig, PresenceConfig
+from walstream.channel.pushes import Push
 from walstream.channel.topic import TableName, Topic
-from walstream.protocol.phoenix import Ref
+from walstream.protocol.phoenix import ClientMessage, Ref
 from walstream.protocol.shapes import Shape
 
 SUBSCRIBED = "Subscribed to PostgreSQL"
@@ -124,6 +125,20 @@ class JoinSettled(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class Entered(msgspec.Struct, frozen=True):
+    """The client has its ok reply: what the room owes it comes now, before anything else."""
+
+    serial: int
+
+
+class Pushed(msgspec.Struct, frozen=True):
+    """A joined topic's client pushed something. ``asked``: the message to answer, None where nobody waits."""
+
+    serial: int
+    push: Push
+    asked: ClientMessage | None
+
+
 class Left(msgspec.Struct, frozen=True):
     """The topic of a requested join is no longer joined: deliver nothing more, forget the request."""
 
@@ -155,4 +170,4 @@ class Complaint(msgspec.Struct, frozen=True):
     text: str
 
 
-Effect: TypeAlias = Send | JoinRequested | JoinSettled | Left | TokenRefreshed | Close | Complaint
+Effect: TypeAlias = Send | JoinRequested | JoinSettled | Entered | Pushed | Left | TokenRefreshed | Close | Complaint

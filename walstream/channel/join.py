@@ -93,11 +93,13 @@ class PresenceConfig(msgspec.Struct, frozen=True):
 class JoinConfig(msgspec.Struct, frozen=True):
     """Everything that a join's payload says. ``wait_seconds``: how long the reply may wait for the subscription.
 
-    ``token``: the token that the payload brought, if any. ``complaints``: what could not be cast, for the log.
+    ``hears_bytes``: whether its client decodes binary broadcasts: Supabase's do, and say ``broadcast``. ``token``: what
+    the payload brought, if any. ``complaints``: what could not be cast, for the log.
     """
 
     shape: Shape
     items: tuple[ChangeItem, ...] = ()
+    hears_bytes: bool = False
     private: bool = False
     broadcast: BroadcastConfig = BroadcastConfig()
     presence: PresenceConfig = PresenceConfig()
@@ -134,6 +136,7 @@ def parse_join(topic: Topic, payload: bytes) -> JoinConfig:
     return JoinConfig(
         shape,
         items,
+        hears_bytes="broadcast" in config,
         private=_boolean(config, "private", complaints),
         broadcast=_broadcast(_members(config.get("broadcast", b"null"), "broadcast", complaints), complaints),
         presence=_presence(_members(config.get("presence", b"null"), "presence", complaints), complaints),

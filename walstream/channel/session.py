@@ -18,16 +18,19 @@ from walstream.channel.effects import (
     Close,
     Complaint,
     Effect,
+    Entered,
     JoinOutcome,
     JoinRequest,
     JoinRequested,
     JoinSettled,
     Left,
+    Pushed,
     Refused,
     Send,
     TokenRefreshed,
 )
-from walstream.channel.join import JoinConfig, parse_join
+from walstream.channel.join import parse_join
+from walstream.channel.pushes import Misread, read_broadcast, read_moderation, read_presence
 from walstream.channel.rate import Bucket
 from walstream.channel.topic import Topic, parse_topic
 from walstream.errors import Invariant, ProtocolError, TokenError
@@ -54,7 +57,6 @@ TOO_MANY_JOINS: Final = "ClientJoinRateLimitReached: Too many joins per second"
 TOO_MANY_CHANNELS: Final = "ChannelRateLimitReached: Too many channels"
 NO_TOPIC_NAME: Final = "TopicNameRequired: You must provide a topic name"
 TOPIC_TOO_LONG: Final = "TopicNameTooLong: A topic has at most {} bytes, its prefix included"
-REPLAY_OF_PUBLIC: Final = "UnableToReplayMessages: Replay is not allowed for public channels"
 WAITED_TOO_LONG: Final = (
     "PostgresChangesSubscribeTimeout: Timed out after {}ms waiting for the postgres_changes subscription"
 )
@@ -62,6 +64,7 @@ DISCONNECT: Final = b'{"extension":"system","status":"ok","message":"Server requ
 
 _UNMATCHED: Final = b'{"reason":"unmatched topic"}'
 _OPAQUE_KEY: Final = "sb_"
+_READERS: Final = {"broadcast": read_broadcast, "presence": read_presence, "moderation": read_moderation}
 _encode = msgspec.json.Encoder().encode
 
 
@@ -110,6 +113,11 @@ class Session:
         return len(self._channels)
 
     @property
+    def user(self) -> str:
+        """Whom the connection's token names; "" for nobody."""
+        return self._claims.sub
+
+    @property
     def deadline(self) -> float | None:
         """When ``tick`` is due; None: not before something else happens."""
         if not self._deadline_known:
@@ -148,28 +156,20 @@ class Session:
         # A stale or missing join ref does not matter here, as with the reference server: clients rely on it.
         if message.event == "access_token":
             return self._access_token(channel, message, now)
-        if message.event == "broadcast":
-            return [Send(self._codec.encode_reply(message, "ok"))] if channel.ack else []
-        if message.event == "presence":
-            return [self._presence(message)]
-        return []
+        read = _READERS.get(message.event)
+        if read is None:
+            return []
+        if channel.state is not State.JOINED:
+            return [self._unmatched(message)]
+        asked = message if channel.ack or message.event != "broadcast" else None
+        push = read(message)
+        if isinstance(push, Misread):
+            return self.answer(asked, push.status, push.response) if asked is not None else []
+        return [Pushed(channel.serial, push, asked)]
 
     def _unmatched(self, message: ClientMessage) -> Send:
         nobodys = msgspec.structs.replace(message, join_ref=None)
         return Send(self._codec.encode_reply(nobodys, "error", _UNMATCHED))
-
-    def _presence(self, message: ClientMessage) -> Send:
-        try:
-            payload = message.value()
-        except ProtocolError:
-            payload = None
-        if not isinstance(payload, dict) or "event" not in payload:
-            return Send(self._codec.encode_reply(message, "ok"))
-        event = str(payload["event"]).lower()
-        if event == "track" and not isinstance(payload.get("payload", {}), dict):
-            reason = b'{"reason":"Presence track payload must be a map"}'
-            return Send(self._codec.encode_reply(message, "error", reason))
-        return Send(self._codec.encode_reply(message, "ok" if event in ("track", "untrack") else "error"))
 
     def _too_many_messages(self, channel: Channel | None, now: float) -> list[Effect]:
         if channel is None:
@@ -200,9 +200,8 @@ class Session:
             token, claims = self._authenticate(config.token, now)
         except TokenError as error:
             return effects + self._refuse(message, f"{error.name}: {error.text}")
-        problem = _replay_problem(config)
-        if problem:
-            return effects + self._refuse(message, problem)
+        if config.broadcast.replay_problem:
+            return effects + self._refuse(message, f"UnableToReplayMessages: {config.broadcast.replay_problem}")
         self._serial += 1
         request = JoinRequest(self._serial, topic, message.join_ref, message.ref, claims, config)
         channel = Channel(request, token, now, now + wait)
@@ -277,8 +276,7 @@ class Session:
         items = (item.echo(id_) for item, id_ in zip(request.config.echoed, outcome.ids, strict=False))
         response = b'{"postgres_changes":[%b]}' % b",".join(items)
         effects: list[Effect] = [Send(self._codec.encode_reply(_join_message(channel), "ok", response))]
-        if request.presence.enabled:
-            effects.append(self._frame(channel, "presence_state", b"{}"))
+        effects.append(Entered(channel.serial))
         if request.items and outcome.message:
             effects.append(self._system(channel, "postgres_changes", outcome.status, outcome.message))
         effects.append(JoinSettled(channel.topic.text, "ok", "", now - channel.requested_at))
@@ -308,6 +306,17 @@ class Session:
         if channel is None or channel.state is not State.JOINED:
             return []
         return [self._system(channel, "postgres_changes", status, message, details)]
+
+    def push(self, serial: int, event: str, payload: bytes) -> list[Effect]:
+        """A frame to this socket's channel alone; nothing for one that is not joined. ``payload``: JSON text."""
+        channel = self._serials.get(serial)
+        if channel is None or channel.state is not State.JOINED:
+            return []
+        return [self._frame(channel, event, payload)]
+
+    def answer(self, asked: ClientMessage, status: str, response: bytes = b"{}") -> list[Effect]:
+        """The reply to a push, whatever has become of its channel. ``response``: JSON object text."""
+        return [Send(self._codec.encode_reply(asked, status, response))]
 
     def end(self, serial: int, name: str, text: str, now: float) -> list[Effect]:
         """End a channel, joined or not, for a reason that the client is told; it will not join again by itself."""
@@ -466,12 +475,6 @@ def _json_payload(message: ClientMessage) -> bytes:
         except UnicodeDecodeError:
             return b'{"config":{}}'
     return message.payload
-
-
-def _replay_problem(config: JoinConfig) -> str:
-    if config.broadcast.replay_problem:
-        return f"UnableToReplayMessages: {config.broadcast.replay_problem}"
-    return REPLAY_OF_PUBLIC if config.broadcast.replay is not None and not config.private else ""
 
 
 def _check_refs(message: ClientMessage) -> None:

@@ -61,8 +61,10 @@ class Node:
             self.presences.heard(node, item.entries)
         elif isinstance(item, StateItem):
             self.presences.heard_state(node, item)
-        elif isinstance(item, AskState | Hello):
+        elif isinstance(item, AskState):
             self.presences.tell_state()
+        elif isinstance(item, Hello):
+            self.presences.ask()
 
     def gap(self) -> None:
         self.presences.ask()
@@ -123,7 +125,7 @@ def test_a_room_of_many_is_told_less_often() -> None:
     node.presences.changed(entry("ada"), None)
     assert node.commit(5.0) is None
     node.presences.changed(entry("bob"), None)
-    due = node.commit(5.01)
+    due = node.commit(5.01) or 0.0
     assert due == pytest.approx(5.0 + 10_000 * SECONDS_PER_MEMBER)
     assert node.keys() == {"ada"}  # what a joiner is given fits what it is told next
     assert node.commit(due) is None

@@ -49,15 +49,16 @@ def test_fresh_messages_are_those_that_a_snapshot_does_not_see() -> None:
     for xid in (99, 100, 101):
         fresh.add(transaction(xid), broadcast(str(xid)))
     fresh.add(transaction(102), broadcast("other", room="b"))
-    assert [b.id for b in fresh.unseen(RoomKey("a"), snapshot(100), ())] == ["100", "101"]
-    assert [b.id for b in fresh.unseen(RoomKey("a"), snapshot(100), {"100"})] == ["101"]
+    assert [b.id for b in fresh.unseen(RoomKey("a"), snapshot(100), (), fresh.count)] == ["100", "101"]
+    assert [b.id for b in fresh.unseen(RoomKey("a"), snapshot(100), {"100"}, fresh.count)] == ["101"]
+    assert [b.id for b in fresh.unseen(RoomKey("a"), snapshot(100), (), 0)] == []
 
 
 def test_fresh_messages_are_bounded() -> None:
     fresh = FreshMessages()
     for xid in range(recent_ids.FRESH_MAX + 10):
         fresh.add(transaction(xid + 1), broadcast(str(xid)))
-    assert len(fresh.unseen(RoomKey("a"), snapshot(1), ())) == recent_ids.FRESH_MAX
+    assert len(fresh.unseen(RoomKey("a"), snapshot(1), (), fresh.count)) == recent_ids.FRESH_MAX
     for xid in range(20):
         fresh.add(transaction(xid + 10_000), broadcast("large", b"x" * 1_000_000))
-    assert len(fresh.unseen(RoomKey("a"), snapshot(1), ())) == 8
+    assert len(fresh.unseen(RoomKey("a"), snapshot(1), (), fresh.count)) == 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,9 +17,13 @@ from tests.shell.edge_support import masked, read_frame, read_head_text, socket_
 from tests.support import run
 from walstream.auth.tokens import Claims, Verifier, mint
 from walstream.channel.effects import Accepted, JoinRequest, Refused
+from walstream.channel.pushes import Push
 from walstream.channel.session import SessionLimits
 from walstream.config import Config
+from walstream.protocol.phoenix import ClientMessage
 from walstream.protocol.websocket import frame
+from walstream.shell.channels.connection_report import ConnectionFacts
+from walstream.shell.channels.rooms import RoomOwner
 from walstream.shell.clients.admission import Admission, session_limits
 from walstream.shell.clients.connection import Connection, Connections, JoinOwner
 from walstream.shell.clients.expiries import Expiries
@@ -61,6 +65,54 @@ class FakeJoins:
         self.claims.append((serial, claims))
 
 
+class OpenRooms:
+    """Lets everybody in and remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int]] = []
+        self.pushes: list[Push] = []
+        self.refuses = ""
+        self.greets = False
+
+    def ask(
+        self, owner: RoomOwner, request: JoinRequest, admitted: Callable[[], None], refused: Callable[[str], None]
+    ) -> None:
+        self.told.append(("ask", request.serial))
+        if self.refuses:
+            refused(self.refuses)
+        else:
+            admitted()
+
+    def enter(self, owner: RoomOwner, serial: int) -> None:
+        self.told.append(("enter", serial))
+        if self.greets:
+            owner.push(serial, "presence_state", b"{}")
+
+    def leave(self, owner: RoomOwner, serial: int) -> None:
+        self.told.append(("leave", serial))
+
+    def refreshed(self, owner: RoomOwner, serial: int, claims: Claims) -> None:
+        self.told.append(("refreshed", serial))
+
+    def pushed(self, owner: RoomOwner, serial: int, push: Push, asked: ClientMessage | None) -> None:
+        self.pushes.append(push)
+        if asked is not None:
+            owner.answer(asked, "ok", b'{"id":"1"}')
+
+
+class Guestbook:
+    """Who is there."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, Callable[[], ConnectionFacts]] = {}
+
+    def opened(self, connection_id: str, facts: Callable[[], ConnectionFacts]) -> None:
+        self.open[connection_id] = facts
+
+    def closed(self, connection_id: str) -> None:
+        del self.open[connection_id]
+
+
 class Served:
     """One client over a socket pair, admitted by its handshake."""
 
@@ -86,6 +138,11 @@ class Served:
         return True
 
     @property
+    def rooms(self) -> OpenRooms:
+        assert isinstance(self.shared.rooms, OpenRooms)
+        return self.shared.rooms
+
+    @property
     def owner(self) -> Connection:
         owner = self.joins.asked[-1][0]
         assert isinstance(owner, Connection)
@@ -102,7 +159,7 @@ def admission(joins: FakeJoins, limits: SessionLimits | None = None) -> tuple[Ad
     def clock() -> float:
         return START + trio.current_time() - began
 
-    shared = Connections(joins, Expiries(clock), Metrics(), clock=clock)
+    shared = Connections(joins, OpenRooms(), Guestbook(), Expiries(clock), Metrics(), clock=clock)
     verifier = Verifier(SECRET, api_keys={"opaque": "anon"})
     return Admission(verifier, limits or SessionLimits(), shared), shared
 
@@ -412,3 +469,59 @@ def test_a_connection_is_a_handler_without_a_socket_library() -> None:
             return theirs.recv(1000)
 
     assert b"phx_reply" in run(main)
+
+
+# -- rooms
+
+
+def test_a_join_is_judged_by_the_rooms_first() -> None:
+    async def main() -> None:
+        async with served() as ws:
+            ws.rooms.refuses = "Unauthorized: no"
+            await ws.send(join(CHANGES))
+            assert ws.joins.asked == []
+            assert (await ws.read()).payload["response"] == {"reason": "Unauthorized: no"}
+            assert ws.rooms.told == [("ask", 1), ("leave", 1)]
+
+    run(main)
+
+
+def test_what_a_room_owes_comes_between_reply_and_system_frame() -> None:
+    async def main() -> None:
+        async with served() as ws:
+            ws.rooms.greets = True
+            ws.joins.answer = Accepted((7,))
+            await ws.send(join(CHANGES))
+            assert [(await ws.read()).event for _ in range(3)] == ["phx_reply", "presence_state", "system"]
+            await ws.send(["1", "2", TOPIC, "presence", {"event": "track"}])
+            assert (await ws.read()).payload == {"status": "ok", "response": {"id": "1"}}
+            await ws.send(["1", "3", TOPIC, "phx_leave", {}])
+            assert ws.rooms.told == [("ask", 1), ("enter", 1), ("leave", 1)]
+
+    run(main)
+
+
+def test_a_join_that_is_refused_later_leaves_its_room() -> None:
+    async def main() -> None:
+        async with served() as ws:
+            await ws.send(join(CHANGES))
+            assert not ws.owner.join_ready(ws.serial, Refused("RealtimeRestarting: wait"))
+            assert ws.rooms.told == [("ask", 1), ("leave", 1)]
+
+    run(main)
+
+
+def test_the_report_knows_who_is_there() -> None:
+    async def main() -> None:
+        async with served() as ws:
+            book = ws.shared.report
+            assert isinstance(book, Guestbook)
+            await ws.send(join(CHANGES))
+            [(id_, facts)] = book.open.items()
+            assert id_ == ws.owner.id
+            assert (facts().vsn, facts().topics, facts().user_id) == (VSN_2, 1, None)
+            ws.client.close()
+            await BLOCKED()
+            assert book.open == {}
+
+    run(main)

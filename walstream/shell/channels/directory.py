@@ -130,6 +130,10 @@ class Directory:
         """Whether the channels are known."""
         return self._snapshot is not None
 
+    def __len__(self) -> int:
+        """Registered channels."""
+        return len(self._registry)
+
     def find(self, subtopic: str) -> RegisteredChannel | None:
         """The registered channel that a topic names."""
         return self._registry.find(subtopic)

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import psycopg2
 import structlog
@@ -29,7 +29,7 @@ from walstream.shell.channels.recent_ids import FreshMessages, RecentIds
 from walstream.shell.database import message_rows
 from walstream.shell.database.join_facts import load_snapshot
 from walstream.shell.database.message_rows import NewMessage, Notification, Page
-from walstream.shell.database.postgres import Database, PgConnection, translate
+from walstream.shell.database.postgres import Database, PgConnection, one_snapshot, translate
 from walstream.shell.database.rows import is_text
 from walstream.telemetry.log import MESSAGES_UNSTORED
 
@@ -59,13 +59,25 @@ log = structlog.get_logger()
 class _Append:
     """One message under way."""
 
-    __slots__ = ("deadline", "done", "message", "size")
+    __slots__ = ("deadline", "done", "message", "size", "stored")
 
     def __init__(self, message: NewMessage, done: Callable[[Broadcast | str], None], deadline: float) -> None:
         self.message = message
         self.done = done
         self.deadline = deadline
+        self.stored: Broadcast | None = None  # as the WAL has brought it
         self.size = len(message.broadcast.payload) + _MESSAGE_BYTES
+
+
+NOTHING_SEEN: Final = Snapshot(0, 0, frozenset(), 0, 0, 0.0)
+
+
+class Replayed(NamedTuple):
+    """``messages``: oldest first. ``snapshot``: what it sees is among them or, where ``is_full``, older."""
+
+    messages: list[Broadcast]
+    snapshot: Snapshot
+    is_full: bool
 
 
 class MessageStore:
@@ -122,14 +134,14 @@ class MessageStore:
     def arrived(self, broadcast: Broadcast, transaction: Transaction | None = None) -> bool:
         """The WAL has brought a stored message; whether it still has to be delivered here.
 
-        One that waits for its commit's answer is settled by it. ``transaction``: its own, where it was delivered at
-        once, maybe before queries see it: ``replay`` knows it all the same.
+        One that waits for its commit's answer is delivered with that, or when it is given up. ``transaction``: its own,
+        where it is delivered at once, maybe before queries see it: ``replay`` knows it all the same.
         """
         if transaction is not None:
             self._fresh.add(transaction, broadcast)
         append = self._under_way.get(broadcast.id)
         if append is not None:
-            self._settle(append, broadcast)
+            append.stored = broadcast
             return False
         return not self.delivered(broadcast.id)
 
@@ -144,22 +156,26 @@ class MessageStore:
         known = [id_ for id_ in ids if _is_uuid(id_)]
         return await self._database.run(lambda c: message_rows.fetch(c, self._schema, known)) if known else []
 
-    async def replay(self, room: RoomKey, since_ms: int, limit: int) -> list[Broadcast]:
-        """The newest ``limit`` messages of a room from ``since_ms`` (milliseconds of the epoch) on, oldest first.
+    async def replay(self, room: RoomKey, since_ms: int, limit: int) -> Replayed:
+        """The newest ``limit`` messages of a room from ``since_ms`` (milliseconds of the epoch) on.
 
-        Whatever this node had delivered when it was called is among them.
+        Whatever this node had delivered when it was called is among them, or older than they are; nothing that it
+        delivered later is, unless the query saw it.
         """
         if not is_text(room.subtopic):
-            return []
+            return Replayed([], NOTHING_SEEN, is_full=False)
         bounded = min(max(since_ms, 0), _MS_MAX)
         count = min(max(limit, 1), REPLAY_MAX)
 
         def read(connection: PgConnection) -> tuple[Snapshot, list[Broadcast]]:
-            snapshot = load_snapshot(connection)
-            return snapshot, message_rows.newest(connection, self._schema, room, bounded, count)
+            with one_snapshot(connection):
+                snapshot = load_snapshot(connection)
+                return snapshot, message_rows.newest(connection, self._schema, room, bounded, count)
 
+        delivered = self._fresh.count
         snapshot, found = await self._database.run(read)
-        return (found + self._fresh.unseen(room, snapshot, {b.id for b in found}))[-count:]
+        fresh = self._fresh.unseen(room, snapshot, {b.id for b in found}, delivered)
+        return Replayed((found + fresh)[-count:], snapshot, is_full=len(found) + len(fresh) >= count)
 
     async def page(self, room: RoomKey, after: Position, limit: int) -> Page:
         """At most ``limit`` messages of a room after a position, oldest first, and where to go on."""
@@ -273,6 +289,9 @@ class MessageStore:
             append.done(broadcast)
 
     def _fail(self, append: _Append, code: str) -> None:
+        if append.stored is not None:
+            self._settle(append, append.stored)
+            return
         if self._under_way.pop(append.message.id, None) is not None:
             self.failed += 1
             append.done(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
+from itertools import islice
 from typing import Final
 
 from walstream.history.visibility import is_live
@@ -53,20 +54,26 @@ class FreshMessages:
     """The messages that the WAL brought last, by transaction."""
 
     def __init__(self) -> None:
+        self.count = 0  # of all that were ever added
         self._messages: deque[tuple[int, Lsn, Broadcast]] = deque()
         self._size = 0
 
     def add(self, transaction: Transaction, broadcast: Broadcast) -> None:
         """Remember a message that was delivered."""
+        self.count += 1
         self._messages.append((transaction.xid, transaction.commit_lsn, broadcast))
         self._size += len(broadcast.payload)
         while len(self._messages) > FRESH_MAX or self._size > FRESH_BYTES_MAX:
             self._size -= len(self._messages.popleft()[2].payload)
 
-    def unseen(self, room: RoomKey, snapshot: Snapshot, known: Collection[str]) -> list[Broadcast]:
-        """Those of a room that a snapshot does not see, and that are not known, in the order of commits."""
+    def unseen(self, room: RoomKey, snapshot: Snapshot, known: Collection[str], until: int) -> list[Broadcast]:
+        """Those of a room that a snapshot does not see, and that are not known, in the order of commits.
+
+        ``until``: what ``count`` was; what was added later is left out.
+        """
+        kept = max(0, until - self.count + len(self._messages))
         return [
             broadcast
-            for xid, lsn, broadcast in self._messages
+            for xid, lsn, broadcast in islice(self._messages, kept)
             if broadcast.room == room and broadcast.id not in known and is_live(Transaction(xid, lsn, 0, ()), snapshot)
         ]

@@ -57,7 +57,8 @@ log = structlog.get_logger()
 class WalFeed:
     """Synchronous but for ``run``, which delivers what is too much for one go.
 
-    ``on_message`` gets every stored message that is live and was not delivered here yet, in commit order.
+    ``on_message`` gets every stored message that is live and was not delivered here yet, in commit order, with its
+    transaction, or None for one that waited for its turn.
     ``on_channels_changed`` is called after a commit that changed channels or members. ``new_spill``: a sequence of
     changes outside memory.
     """
@@ -65,7 +66,7 @@ class WalFeed:
     tables: Final = frozenset({CHANNELS, MEMBERS, MESSAGES})
 
     def __init__(self, directory: Directory, store: MessageStore, new_spill: Callable[[], Spill]) -> None:
-        self.on_message: Callable[[Broadcast], None] = lambda broadcast: None
+        self.on_message: Callable[[Broadcast, Transaction | None], None] = lambda broadcast, transaction: None
         self.on_channels_changed: Callable[[], None] = lambda: None
         self.delivered = 0
         self._directory = directory
@@ -203,7 +204,7 @@ class WalFeed:
             broadcast = self._broadcast(change)
             if broadcast is not None and self._store.arrived(broadcast, transaction):
                 self.delivered += 1
-                self.on_message(broadcast)
+                self.on_message(broadcast, transaction)
 
     async def _catch_up(self, micros: int) -> None:
         """Look up what was stored while no slot held the WAL. Tried again with the next reason to look."""
@@ -218,7 +219,7 @@ class WalFeed:
         for xid, broadcast in found:
             if self._is_after_start(xid) and self._store.arrived(broadcast):
                 self.delivered += 1
-                self.on_message(broadcast)
+                self.on_message(broadcast, None)
         if len(found) >= MISSED_MAX:
             log.warning(MESSAGES_MISSED, messages=len(found))
 

@@ -36,26 +36,27 @@ class Admission:
         decided = decide(head.query, head.headers, self._verifier, self._shared.clock())
         if isinstance(decided, Rejection):
             return HttpReply(decided.status, decided.body)
-        return _Welcomed(self, decided)
+        return _Welcomed(self, decided, head.header("user-agent") or "")
 
-    def connect(self, socket: Socket, welcome: Welcome) -> Connection:
+    def connect(self, socket: Socket, welcome: Welcome, user_agent: str) -> Connection:
         """The connection of a socket that has opened."""
         shared = self._shared
         session = Session(
             welcome.vsn, welcome.claims, self._verifier, self._limits, shared.clock(), token=welcome.token
         )
-        return Connection(socket, session, shared)
+        return Connection(socket, session, shared, user_agent=user_agent)
 
 
 class _Welcomed:
     """A handshake that is let in."""
 
-    __slots__ = ("_admission", "_welcome")
+    __slots__ = ("_admission", "_user_agent", "_welcome")
 
-    def __init__(self, admission: Admission, welcome: Welcome) -> None:
+    def __init__(self, admission: Admission, welcome: Welcome, user_agent: str) -> None:
         self._admission = admission
         self._welcome = welcome
+        self._user_agent = user_agent
 
     def handler(self, socket: Socket) -> Connection:
         """See ``Admitted``."""
-        return self._admission.connect(socket, self._welcome)
+        return self._admission.connect(socket, self._welcome, self._user_agent)

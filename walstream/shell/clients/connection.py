@@ -1,31 +1,40 @@
 """One client's connection: its socket, its session, and what the session's effects do to the rest of the node.
 
-The rules are the session's (``walstream.channel.session``); who answers joins stands behind ``Joins``; who is let in is
-decided in ``admission``.
+The rules are the session's (``walstream.channel.session``); who may be in a room stands behind ``Rooms``, who gets
+table changes behind ``Joins``; who is let in is decided in ``admission``.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, Literal, Protocol
 
 import structlog
+import trio
 
 from walstream.auth.tokens import Claims
 from walstream.channel.effects import (
     Close,
     Complaint,
     Effect,
+    Entered,
     JoinOutcome,
     JoinRequest,
     JoinRequested,
     JoinSettled,
     Left,
+    Pushed,
+    Refused,
     Send,
     TokenRefreshed,
 )
+from walstream.channel.pushes import Push
 from walstream.channel.session import Session
+from walstream.protocol.phoenix import ClientMessage
+from walstream.shell.channels.connection_report import ConnectionFacts
+from walstream.shell.channels.rooms import RoomOwner
 from walstream.shell.clients.expiries import Expiries
 from walstream.shell.clients.sockets import INTERNAL_ERROR, Socket
 from walstream.shell.delivery.outbox import Outbox
@@ -94,13 +103,60 @@ class Joins(Protocol):
         ...
 
 
+class Rooms(Protocol):
+    """Who decides about rooms, and carries what their members say. Every method is synchronous and none raises."""
+
+    def ask(
+        self, owner: RoomOwner, request: JoinRequest, admitted: Callable[[], None], refused: Callable[[str], None]
+    ) -> None:
+        """May this client be in the room? One of the two is called, now or later, unless it is left before."""
+        ...
+
+    def enter(self, owner: RoomOwner, serial: int) -> None:
+        """The client has its ok reply: it is in the room from here on."""
+        ...
+
+    def leave(self, owner: RoomOwner, serial: int) -> None:
+        """The channel has gone, whatever state its join was in; maybe it was never asked about."""
+        ...
+
+    def refreshed(self, owner: RoomOwner, serial: int, claims: Claims) -> None:
+        """A joined topic has new claims: judge again whether it may stay."""
+        ...
+
+    def pushed(self, owner: RoomOwner, serial: int, push: Push, asked: ClientMessage | None) -> None:
+        """A joined client pushed something. ``asked``: the message to answer, None where nobody waits."""
+        ...
+
+
+class Report(Protocol):
+    """Who is told which connections there are. Neither method waits or raises."""
+
+    def opened(self, connection_id: str, facts: Callable[[], ConnectionFacts]) -> None:
+        """A connection is there; ``facts`` may be asked for until it is closed."""
+        ...
+
+    def closed(self, connection_id: str) -> None:
+        """It is gone."""
+        ...
+
+
 class Connections:
     """What all connections of a node share. ``clock``: seconds since the epoch. ``channels``: joined by all of them."""
 
     def __init__(
-        self, joins: Joins, expiries: Expiries, metrics: Metrics, *, clock: Callable[[], float] = time.time
+        self,
+        joins: Joins,
+        rooms: Rooms,
+        report: Report,
+        expiries: Expiries,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.joins = joins
+        self.rooms = rooms
+        self.report = report
         self.expiries = expiries
         self.metrics = metrics
         self.clock = clock
@@ -109,17 +165,35 @@ class Connections:
 
 
 class Connection:
-    """Performs what the session of one socket decides: a ``Handler`` for the edge and a ``JoinOwner`` for ``Joins``."""
+    """Performs what the session of one socket decides.
 
-    __slots__ = ("_channels", "_complained", "_deadline", "_session", "_shared", "_socket")
+    A ``Handler`` for the edge, a ``JoinOwner`` for ``Joins`` and a ``RoomOwner`` for ``Rooms``.
+    """
 
-    def __init__(self, socket: Socket, session: Session, shared: Connections) -> None:
+    __slots__ = ("_channels", "_complained", "_deadline", "_session", "_shared", "_socket", "_user_agent")
+
+    def __init__(self, socket: Socket, session: Session, shared: Connections, *, user_agent: str = "") -> None:
         self._socket = socket
+        self._user_agent = user_agent
         self._session = session
         self._shared = shared
         self._deadline: float | None = None
         self._channels = 0
         self._complained: frozenset[str] = frozenset()
+        shared.report.opened(socket.id, self._facts)
+
+    def _facts(self) -> ConnectionFacts:
+        socket = self._socket
+        return ConnectionFacts(
+            user_id=self._session.user or None,
+            connected_at=socket.connected_at,
+            address=socket.peer,
+            user_agent=self._user_agent,
+            vsn=self.vsn,
+            topics=len(self._session),
+            queued_bytes=socket.outbox.queued_bytes,
+            quiet_seconds=trio.current_time() - socket.heard_at,
+        )
 
     @property
     def id(self) -> str:
@@ -150,6 +224,7 @@ class Connection:
 
     def closed(self) -> None:
         """Leave every channel and forget all deadlines."""
+        self._shared.report.closed(self._socket.id)
         self._perform(self._session.leave_all())
 
     # -- for joins and deadlines
@@ -157,6 +232,8 @@ class Connection:
     def join_ready(self, serial: int, outcome: JoinOutcome) -> bool:
         """See ``JoinOwner``."""
         self._from_outside(lambda: self._session.join_ready(serial, outcome, self._shared.clock()))
+        if isinstance(outcome, Refused):
+            self._shared.rooms.leave(self, serial)
         return self._socket.is_open and self._session.is_joined(serial)
 
     def system(
@@ -172,6 +249,14 @@ class Connection:
     def end(self, serial: int, name: str, text: str) -> None:
         """See ``JoinOwner``."""
         self._from_outside(lambda: self._session.end(serial, name, text, self._shared.clock()))
+
+    def answer(self, asked: ClientMessage, status: str, response: bytes = b"{}") -> None:
+        """See ``RoomOwner``."""
+        self._from_outside(lambda: self._session.answer(asked, status, response))
+
+    def push(self, serial: int, event: str, payload: bytes) -> None:
+        """See ``RoomOwner``."""
+        self._from_outside(lambda: self._session.push(serial, event, payload))
 
     def tick(self, now: float) -> None:
         """See ``Ticked``."""
@@ -209,15 +294,22 @@ class Connection:
             self._socket.send(effect.data, effect.binary)
 
     def _act(self, effect: Effect) -> None:
-        joins = self._shared.joins
+        joins, rooms = self._shared.joins, self._shared.rooms
         match effect:
+            case Pushed(serial, push, asked):
+                rooms.pushed(self, serial, push, asked)
             case JoinRequested(request):
-                joins.ask(self, request)
+                admitted = partial(joins.ask, self, request)
+                rooms.ask(self, request, admitted, partial(self._refused, request.serial))
+            case Entered(serial):
+                rooms.enter(self, serial)
             case Left(topic, _, serial):
                 log.debug(CHANNEL_LEFT, session_id=self._socket.id, topic=topic[:LOGGED_TOPIC_MAX])
                 joins.forget(self, serial)
+                rooms.leave(self, serial)
             case TokenRefreshed(_, _, serial, claims):
                 joins.refreshed(self, serial, claims)
+                rooms.refreshed(self, serial, claims)
             case JoinSettled():
                 self._report(effect)
             case Close(code, reason):
@@ -226,6 +318,9 @@ class Connection:
                 self._complain(code, text)
             case Send():
                 self._send(effect)
+
+    def _refused(self, serial: int, reason: str) -> None:
+        self.join_ready(serial, Refused(reason))
 
     def _report(self, settled: JoinSettled) -> None:
         metrics = self._shared.metrics

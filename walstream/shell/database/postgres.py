@@ -90,6 +90,18 @@ def connection(
         opened.close()
 
 
+@contextlib.contextmanager
+def one_snapshot(opened: PgConnection) -> Iterator[None]:
+    """Statements of the block see the database at one moment; they read only. For a connection in autocommit."""
+    with opened.cursor() as cursor:
+        cursor.execute("begin isolation level repeatable read, read only")
+        try:
+            yield
+        finally:
+            if not opened.closed:
+                cursor.execute("rollback")
+
+
 _PLUGIN_REFUSED_REPAIR = (
     "a superuser runs: ALTER ROLE <streaming role> SET output_plugin_libraries = wal2json; "
     "or add wal2json to output_plugin_libraries for the whole server and reload"

@@ -1,0 +1,569 @@
+"""Rooms: who is in which, what they send each other, and what goes to other nodes and into the history.
+
+Joins come admitted by their session and are judged by the ``directory``; frames leave through ``delivery.groups``;
+presence is ``presences``. Nothing here waits but the tasks of ``run``.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+import trio
+
+from walstream.auth.tokens import Claims
+from walstream.bus.items import (
+    AskState,
+    BroadcastItem,
+    ChannelsChanged,
+    Deaf,
+    Hello,
+    Item,
+    PresenceItem,
+    StateItem,
+    StoredItem,
+)
+from walstream.channel.broadcast import Ear, Frames, frames, text_frames
+from walstream.channel.effects import JoinRequest
+from walstream.channel.pushes import BroadcastPush, PresencePush, Push
+from walstream.errors import WalstreamError
+from walstream.history.visibility import is_live, settled
+from walstream.model import Transaction
+from walstream.protocol.phoenix import ClientMessage
+from walstream.rooms import Broadcast, PresenceEntry, RoomKey
+from walstream.shell.channels.bus import Bus
+from walstream.shell.channels.directory import Directory
+from walstream.shell.channels.message_store import MessageStore, Replayed
+from walstream.shell.channels.presences import Mirror, Presences
+from walstream.shell.channels.relay import Relay
+from walstream.shell.channels.seats import Seat
+from walstream.shell.delivery.groups import Group, GroupMember, Groups
+from walstream.shell.delivery.outbox import Outbox
+
+REPLAY_SECONDS: Final = 5.0
+"""How long a join waits for its replay: clients give up after ten."""
+
+LOOKUP_MAX: Final = 500
+
+REPLAY_OF_PUBLIC: Final = "UnableToReplayMessages: Replay is not allowed for public channels"
+REPLAY_FAILED: Final = "UnableToReplayMessages: Realtime was unable to replay messages"
+TRACK_TOO_LARGE: Final = "Track message size exceeded"
+UNAUTHORIZED: Final = "unauthorized"
+TOO_LARGE: Final = "payload_size_exceeded"
+INVALID: Final = "payload_invalid"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class RoomOwner(Protocol):
+    """What rooms see of a connection. Every method is synchronous and none raises."""
+
+    @property
+    def id(self) -> str:
+        """The connection's, unique in all nodes."""
+        ...
+
+    @property
+    def outbox(self) -> Outbox:
+        """Where its frames go."""
+        ...
+
+    @property
+    def vsn(self) -> str:
+        """The version of the protocol that it speaks."""
+        ...
+
+    def answer(self, asked: ClientMessage, status: str, response: bytes = b"{}") -> None:
+        """Reply to a push. ``response``: JSON object text."""
+        ...
+
+    def push(self, serial: int, event: str, payload: bytes) -> None:
+        """A frame for this connection alone. Nothing once the topic was left."""
+        ...
+
+    def end(self, serial: int, name: str, text: str) -> None:
+        """End a channel whose client may no longer have it. ``Rooms.leave`` follows before this returns."""
+        ...
+
+
+class _Live(NamedTuple):
+    """A message as it came. ``transaction``: the one that stored it, where the WAL told."""
+
+    broadcast: Broadcast
+    transaction: Transaction | None
+
+
+class _Guest:
+    """One join, from its request to its end."""
+
+    __slots__ = ("ear", "entry", "hears_presence", "held", "key", "member", "owner", "replayed", "request", "seat")
+
+    def __init__(self, owner: RoomOwner, request: JoinRequest) -> None:
+        self.owner = owner
+        self.request = request
+        self.ear = Ear.of(owner.vsn, binary=request.config.hears_bytes)
+        self.seat: Seat | None = None
+        self.member: GroupMember | None = None  # while it is inside
+        self.held: list[_Live] | None = None  # what came live since its replay was asked for
+        self.replayed: Replayed | None = None
+        self.key = request.presence.key
+        self.hears_presence = request.presence.enabled
+        self.entry: PresenceEntry | None = None  # what it tracks
+
+
+class Rooms:
+    """All rooms of a node: the ``BusListener``, and what connections, REST and the WAL hand messages to.
+
+    Every method but ``publish`` and ``run`` is synchronous; none raises.
+    """
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        directory: Directory,
+        store: MessageStore,
+        mirror: Mirror,
+        relay: Relay,
+        max_message_bytes: int,
+    ) -> None:
+        self._bus = bus
+        self._directory = directory
+        self._store = store
+        self._relay = relay
+        self._max_bytes = max_message_bytes
+        self.groups = Groups()
+        self._group_of: dict[RoomKey, Group] = {}
+        self._guests: dict[tuple[RoomOwner, int], _Guest] = {}
+        self._holding: dict[RoomKey, list[_Guest]] = {}
+        self._replaying: dict[RoomKey, list[_Guest]] = {}  # to whom some of what comes is old
+        self.presences = Presences(bus, mirror, tell=self._tell_presence, size=self.size)
+        self._lookups: dict[str, None] = {}
+        self._lookup_wanted = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._numbers = itertools.count()
+        self._boot = base64.urlsafe_b64encode(os.urandom(6)).decode("ascii")
+        self.broadcasts_in = self.broadcasts_refused = 0
+        bus.listen(self)
+
+    def __len__(self) -> int:
+        """Rooms with somebody in them."""
+        return len(self._group_of)
+
+    def size(self, room: RoomKey) -> int:
+        """Sockets in a room on this node."""
+        group = self._group_of.get(room)
+        return len(group) if group is not None else 0
+
+    # -- joins
+
+    def ask(
+        self, owner: RoomOwner, request: JoinRequest, admitted: Callable[[], None], refused: Callable[[str], None]
+    ) -> None:
+        """May this client be in the room? One of the two is called, now or later, unless it is left before."""
+        guest = _Guest(owner, request)
+        self._guests[owner, request.serial] = guest
+        room = RoomKey(request.name.subtopic, request.private)
+        answered = partial(self._judged, guest, admitted, refused)
+        self._directory.ask(room, request.claims, answered, partial(owner.end, request.serial))
+
+    def _is_here(self, guest: _Guest) -> bool:
+        return self._guests.get((guest.owner, guest.request.serial)) is guest
+
+    def _judged(
+        self, guest: _Guest, admitted: Callable[[], None], refused: Callable[[str], None], verdict: Seat | str
+    ) -> None:
+        if not self._is_here(guest):
+            if isinstance(verdict, Seat):
+                self._directory.leave(verdict)
+            return
+        if isinstance(verdict, str):
+            self._refuse(guest, refused, verdict)
+            return
+        guest.seat = verdict
+        if guest.request.broadcast.replay is None:
+            admitted()
+        elif verdict.channel is None and not verdict.room.private:
+            self._refuse(guest, refused, REPLAY_OF_PUBLIC)
+        elif self._nursery is not None:
+            guest.held = []
+            self._holding.setdefault(verdict.room, []).append(guest)
+            self._nursery.start_soon(self._fetch_replay, guest, admitted, refused)
+
+    def _refuse(self, guest: _Guest, refused: Callable[[str], None], reason: str) -> None:
+        self.leave(guest.owner, guest.request.serial)
+        refused(reason)
+
+    async def _fetch_replay(self, guest: _Guest, admitted: Callable[[], None], refused: Callable[[str], None]) -> None:
+        replay, seat = guest.request.broadcast.replay, guest.seat
+        assert replay is not None
+        assert seat is not None
+        try:
+            with trio.fail_after(REPLAY_SECONDS):
+                found = await self._store.replay(seat.room, replay.since, replay.limit)
+        except (WalstreamError, trio.TooSlowError):
+            if self._is_here(guest):
+                self._refuse(guest, refused, REPLAY_FAILED)
+            return
+        if not self._is_here(guest):
+            return
+        guest.replayed = found
+        admitted()
+
+    def enter(self, owner: RoomOwner, serial: int) -> None:
+        """The client has its ok reply: it is in the room from here on, and gets what was there before it."""
+        guest = self._guests.get((owner, serial))
+        if guest is None or guest.seat is None:
+            return
+        room = guest.seat.room
+        group = self._group_of.get(room)
+        if group is None:
+            group = self._group_of[room] = Group()
+        guest.member = group.join(owner.outbox, guest.ear)
+        if guest.held is not None and guest.replayed is not None:
+            self._replay_to(guest, guest.held, guest.replayed, room)
+        channel = guest.seat.channel
+        tracks_itself = channel is not None and channel.type == "presence"
+        if guest.hears_presence or tracks_itself:
+            guest.hears_presence = True
+            owner.push(serial, "presence_state", self.presences.state(room))
+        if tracks_itself:
+            self._track(guest, _encode({"user_id": guest.seat.user} if guest.seat.user else {}))
+
+    def _replay_to(self, guest: _Guest, held: list[_Live], replayed: Replayed, room: RoomKey) -> None:
+        self._stop_holding(guest)
+        for broadcast in replayed.messages:
+            _push(guest, frames(broadcast, replayed=True))
+        for live in held:
+            if not _was_replayed(live, replayed):
+                _push(guest, frames(live.broadcast))
+        # What follows may be older all the same: the WAL comes later than the query.
+        self._replaying.setdefault(room, []).append(guest)
+
+    def _stop_holding(self, guest: _Guest) -> None:
+        guest.held = None
+        assert guest.seat is not None
+        holding = self._holding.get(guest.seat.room, [])
+        if guest in holding:
+            holding.remove(guest)
+            if not holding:
+                del self._holding[guest.seat.room]
+
+    def leave(self, owner: RoomOwner, serial: int) -> None:
+        """The channel has gone, whatever state its join is in."""
+        guest = self._guests.pop((owner, serial), None)
+        if guest is None or guest.seat is None:
+            return
+        if guest.held is not None:
+            self._stop_holding(guest)
+        self._end_replay(guest, guest.seat.room)
+        if guest.entry is not None:
+            self._untrack(guest, guest.entry)
+        if guest.member is not None:
+            group = guest.member.group
+            group.leave(guest.member)
+            guest.member = None
+            room = guest.seat.room
+            if not len(group) and self._group_of.get(room) is group:
+                del self._group_of[room]
+        self._directory.leave(guest.seat)
+
+    def _end_replay(self, guest: _Guest, room: RoomKey) -> None:
+        replaying = self._replaying.get(room, [])
+        if guest in replaying:
+            replaying.remove(guest)
+            if not replaying:
+                del self._replaying[room]
+
+    def refreshed(self, owner: RoomOwner, serial: int, claims: Claims) -> None:
+        """A joined topic has new claims: judge again whether it may stay."""
+        guest = self._guests.get((owner, serial))
+        if guest is not None and guest.seat is not None:
+            self._directory.refreshed(guest.seat, claims)
+
+    # -- from clients
+
+    def pushed(self, owner: RoomOwner, serial: int, push: Push, asked: ClientMessage | None) -> None:
+        """A joined client pushed something. ``asked``: the message to answer, None where nobody waits."""
+        guest = self._guests.get((owner, serial))
+        if guest is None or guest.seat is None:
+            return
+        if guest.entry is not None:
+            self.presences.touched(guest.entry.entry)
+        if isinstance(push, BroadcastPush):
+            self._broadcast(guest, guest.seat, push, asked)
+        elif isinstance(push, PresencePush):
+            self._presence(guest, push, asked)
+        elif asked is not None:
+            owner.answer(asked, "error", b'{"error":"action_unknown"}')
+
+    def _broadcast(self, guest: _Guest, seat: Seat, push: BroadcastPush, asked: ClientMessage | None) -> None:
+        self.broadcasts_in += 1
+        broadcast = Broadcast(
+            room=seat.room, event=push.event, payload=push.payload, binary=push.binary, whole=push.whole
+        )
+
+        def done(outcome: Broadcast | str) -> None:
+            if isinstance(outcome, str):
+                self.broadcasts_refused += 1
+            else:
+                self._deliver(outcome, guest)
+            if asked is not None:
+                _answer(guest.owner, asked, outcome)
+
+        self._send(seat, broadcast, done, persist=push.persist)
+
+    def _send(
+        self, seat: Seat, broadcast: Broadcast, done: Callable[[Broadcast | str], None], *, persist: bool | int
+    ) -> None:
+        """Have a message stored if it is to be, and sent to other nodes. ``done`` gets it, or why not, now or later."""
+        if not seat.may_send:
+            done(UNAUTHORIZED)
+            return
+        if max(len(broadcast.payload), len(broadcast.whole)) > self._max_bytes:
+            done(TOO_LARGE)
+            return
+        channel = seat.channel
+        if channel is not None:
+            refusal = channel.refusal(broadcast.event, broadcast.payload, binary=broadcast.binary)
+            if refusal:
+                done(f"{INVALID}: {refusal}")
+                return
+        if (channel is not None and channel.persist) or (persist and seat.room.private):
+            self._store.append(
+                msgspec.structs.replace(broadcast, whole=b""),
+                done,
+                channel_id=channel.id if channel is not None else None,
+                sender=seat.user,
+                ttl_seconds=persist if persist is not True and persist else None,
+            )
+            return
+        if self._bus.peers:
+            # Others send on what the client wrote; they need no second copy of it.
+            slim = msgspec.structs.replace(broadcast, payload=b"") if broadcast.whole else broadcast
+            self._bus.publish(BroadcastItem(slim))
+        done(broadcast)
+
+    async def publish(self, claims: Claims, broadcast: Broadcast, *, persist: bool | int = False) -> str:
+        """A message that comes without a socket. Returns "" once it is on its way, stored if it is to be; else a code.
+
+        Cancelled, it may still be sent.
+        """
+        verdict: Seat | str = ""
+        judged = trio.Event()
+
+        def answered(answer: Seat | str) -> None:
+            nonlocal verdict
+            verdict = answer
+            judged.set()
+
+        self._directory.ask(broadcast.room, claims, answered)
+        await judged.wait()
+        if isinstance(verdict, str):
+            return UNAUTHORIZED if verdict.startswith("Unauthorized") else "unable_to_connect_to_project"
+        seat: Seat = verdict
+        sent = trio.Event()
+        outcome: Broadcast | str = ""
+
+        def done(result: Broadcast | str) -> None:
+            nonlocal outcome
+            outcome = result
+            if isinstance(result, Broadcast):
+                self._deliver(result, None)
+            sent.set()
+
+        try:
+            self._send(seat, msgspec.structs.replace(broadcast, room=seat.room), done, persist=persist)
+            await sent.wait()
+        finally:
+            self._directory.leave(seat)
+        return outcome if isinstance(outcome, str) else ""
+
+    # -- delivering
+
+    def _deliver(self, broadcast: Broadcast, sender: _Guest | None, transaction: Transaction | None = None) -> None:
+        """To everybody here but the sender, if it did not ask for its own. ``transaction``: see ``_Live``."""
+        room = broadcast.room
+        for guest in self._holding.get(room, ()):
+            if guest.held is not None:
+                guest.held.append(_Live(broadcast, transaction))
+        group = self._group_of.get(room)
+        if group is None:
+            return
+        without: Sequence[GroupMember] = ()
+        if sender is not None and not sender.request.broadcast.own and sender.member is not None:
+            without = (sender.member,)
+        if room in self._replaying and broadcast.seq is not None:
+            without = [*without, *self._had_it(_Live(broadcast, transaction), room)]
+        self.groups.push(group, frames(broadcast), without)
+
+    def _had_it(self, live: _Live, room: RoomKey) -> Iterator[GroupMember]:
+        """Members to whom it was replayed, or for whom it is too old."""
+        for guest in list(self._replaying[room]):
+            assert guest.replayed is not None
+            if _was_replayed(live, guest.replayed):
+                if guest.member is not None:
+                    yield guest.member
+            elif live.transaction is not None and settled(live.transaction, guest.replayed.snapshot):
+                self._end_replay(guest, room)
+
+    def _tell_presence(self, room: RoomKey, diff: bytes) -> None:
+        group = self._group_of.get(room)
+        if group is not None:
+            self.groups.push(group, text_frames(room, "presence_diff", diff))
+
+    def stored(self, broadcast: Broadcast, transaction: Transaction | None) -> None:
+        """A stored message that nobody here has delivered yet. ``transaction``: where it comes right out of the WAL."""
+        self._relay.message(broadcast.id)
+        self._deliver(broadcast, None, transaction)
+
+    # -- presence
+
+    def _presence(self, guest: _Guest, push: PresencePush, asked: ClientMessage | None) -> None:
+        owner, serial = guest.owner, guest.request.serial
+        if push.meta is None:
+            if guest.entry is not None:
+                self._untrack(guest, guest.entry)
+        elif len(push.meta) > self._max_bytes:
+            owner.end(serial, "TrackMessageSizeExceeded", TRACK_TOO_LARGE)
+            return
+        else:
+            if not guest.hears_presence:
+                guest.hears_presence = True
+                assert guest.seat is not None
+                owner.push(serial, "presence_state", self.presences.state(guest.seat.room))
+            self._track(guest, push.meta)
+        if asked is not None:
+            owner.answer(asked, "ok")
+
+    def _track(self, guest: _Guest, meta: bytes) -> None:
+        seat, known = guest.seat, guest.entry
+        assert seat is not None
+        if known is not None and known.meta == meta:
+            return
+        if not guest.key:
+            guest.key = (seat.user if seat.channel is not None and seat.channel.type == "presence" else None) or str(
+                uuid.uuid4()
+            )
+        number = next(self._numbers)
+        ref = self._boot + base64.urlsafe_b64encode(number.to_bytes(6, "big")).decode("ascii")
+        entry = known.entry if known is not None else f"{number:x}"
+        guest.entry = PresenceEntry(seat.room, entry, guest.key, ref, meta)
+        self.presences.changed(guest.entry, seat.user)
+        self.groups.wake.set()
+
+    def _untrack(self, guest: _Guest, entry: PresenceEntry) -> None:
+        guest.entry = None
+        assert guest.seat is not None
+        self.presences.changed(msgspec.structs.replace(entry, meta=None), guest.seat.user)
+        self.groups.wake.set()
+
+    def outside(self, entries: Sequence[PresenceEntry]) -> None:
+        """Everything that SQL and the command line track now."""
+        self.presences.outside(entries)
+        self.groups.wake.set()
+
+    # -- from other nodes
+
+    def item(self, node: str, item: Item) -> None:
+        """See ``BusListener``. ``node``: "" for what carries no seal."""
+        match item:
+            case BroadcastItem(broadcast):
+                if broadcast.seq is None or not self._store.delivered(broadcast.id):
+                    self._deliver(broadcast, None)
+            case PresenceItem(entries):
+                self.presences.heard(node, entries)
+            case StateItem():
+                self.presences.heard_state(node, item)
+            case AskState():
+                self.presences.tell_state()
+            case StoredItem(ids):
+                self._lookups.update(dict.fromkeys(ids))
+                self._lookup_wanted.set()
+            case ChannelsChanged():
+                self._directory.changed()
+            case Deaf():
+                self._relay.heard_deaf()
+            case Hello():
+                self.presences.ask()  # for what it tracks already; it asks for ours by itself
+            case _:
+                pass
+        self.groups.wake.set()
+
+    def gap(self) -> None:
+        """See ``BusListener``: others tell their state again."""
+        self.presences.ask()
+        self.groups.wake.set()
+
+    def peer_lost(self, node: str) -> None:
+        """See ``BusListener``."""
+        self.presences.lost(node)
+        self.groups.wake.set()
+
+    # -- tasks
+
+    async def run(self) -> None:
+        """Write what was pushed, once per round of the scheduler, and wait for the database where a client does."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._look_up)
+            due: float | None = None
+            while True:
+                with trio.move_on_at(due if due is not None else trio.current_time() + 60.0):
+                    await self.groups.wake.wait()
+                due = self.presences.commit(trio.current_time())
+                await self.groups.flush()
+
+    async def _look_up(self) -> None:
+        """Fetch stored messages that only their ids are known of."""
+        while True:
+            await self._lookup_wanted.wait()
+            self._lookup_wanted = trio.Event()
+            while self._lookups:
+                ids = list(self._lookups)[:LOOKUP_MAX]
+                for id_ in ids:
+                    del self._lookups[id_]
+                try:
+                    found = await self._store.fetch(ids)
+                except WalstreamError:
+                    continue  # the WAL brings them
+                for broadcast in found:
+                    if not self._store.delivered(broadcast.id):
+                        self._deliver(broadcast, None)
+
+
+def _was_replayed(live: _Live, replayed: Replayed) -> bool:
+    """Whether the replay had the message, or left it out for newer ones."""
+    broadcast, transaction = live
+    if broadcast.seq is None:
+        return False
+    if any(broadcast.id == other.id for other in replayed.messages):
+        return True
+    if not replayed.is_full:
+        return False
+    if transaction is not None:
+        return not is_live(transaction, replayed.snapshot)
+    # From a node's own hands: its transaction was a short one, so that the order of sending is that of committing.
+    oldest = replayed.messages[0].seq
+    return oldest is not None and broadcast.seq < oldest
+
+
+def _push(guest: _Guest, encoded: Frames) -> None:
+    if encoded[guest.ear]:
+        guest.owner.outbox.push(encoded[guest.ear])
+
+
+def _answer(owner: RoomOwner, asked: ClientMessage, outcome: Broadcast | str) -> None:
+    if isinstance(outcome, str):
+        code, _, reason = outcome.partition(": ")
+        owner.answer(asked, "error", _encode({"error": code, "reason": reason} if reason else {"error": code}))
+    elif outcome.id:
+        owner.answer(asked, "ok", _encode({"id": outcome.id}))
+    else:
+        owner.answer(asked, "ok")
