@@ -47,12 +47,14 @@ from walstream.router import Router
 from walstream.shell.channels.connection_report import ConnectionReport
 from walstream.shell.channels.directory import Directory
 from walstream.shell.channels.message_store import MessageStore
+from walstream.shell.channels.moderation import Moderation
 from walstream.shell.channels.notify_bus import NotifyBus
 from walstream.shell.channels.notify_mirror import NotifyMirror
 from walstream.shell.channels.presence_mirror import PresenceMirror
 from walstream.shell.channels.relay import Relay
 from walstream.shell.channels.rooms import Rooms
 from walstream.shell.channels.wal_feed import WalFeed
+from walstream.shell.clients import http_broadcast, http_replay
 from walstream.shell.clients.admission import Admission, session_limits
 from walstream.shell.clients.connection import Connections
 from walstream.shell.clients.edge import Edge
@@ -167,12 +169,17 @@ class Daemon:
     def _make_edge(self) -> Edge:
         config = self.config
         connections = Connections(self.joins, self.rooms, self.guests, self.expiries, self.metrics)
+        verifier = _verifier(config)
+        routes = [
+            *http_broadcast.routes(self.rooms, verifier, max_message_bytes=config.max_message_bytes),
+            *http_replay.routes(self.directory, self.store, verifier),
+        ]
         return Edge(
             config.host,
             config.port,
             limits=EdgeLimits.of(config),
-            admit=Admission(_verifier(config), session_limits(config), connections),
-            application=make_app(self.health, self.metrics.page),
+            admit=Admission(verifier, session_limits(config), connections),
+            application=make_app(self.health, self.metrics.page, routes),
             health=self.health,
             metrics=self.metrics,
         )
@@ -198,6 +205,7 @@ class Daemon:
             bus=self.bus,
             directory=self.directory,
             store=self.store,
+            moderation=Moderation(self.database, config.schema, self.store),
             mirror=self.presence_mirror,
             relay=self.relay,
             max_message_bytes=config.max_message_bytes,

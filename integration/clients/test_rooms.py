@@ -179,6 +179,17 @@ def test_sockets_of_one_person_are_one_key(daemon: Daemon, clients: dict[str, Of
     sees(watcher, room, set())
 
 
+def test_messages_go_by_http_where_the_client_does_so(clients: dict[str, OfficialClient]) -> None:
+    room = next(_rooms)
+    for client in clients.values():
+        client.join(room, GREETINGS)
+    clients["supabase-js"].do("post", room, event="greet", payload={"by": "http"})
+    assert clients["supabase-js"].expect("posted", room)["outcome"] == {"success": True}
+    for client in clients.values():
+        message = client.expect("broadcast", room)["message"]
+        assert (message["event"], message["payload"]) == ("greet", {"by": "http"})
+
+
 # -- registered channels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import select
 import time
 from collections.abc import Iterator
@@ -236,3 +237,65 @@ def _connected(node: Node) -> list[tuple[str]]:
     return node.database.query(
         "select connection_id from realtime.connections where status = 'connected' and user_id = 'ada'"
     )
+
+
+def test_http_and_socket_are_one_room(node: Node) -> None:
+    register(node, "office", "private", "ada")
+
+    def post(key: str, payload: object, topic: str = "office") -> int:
+        body = json.dumps({"messages": [{"topic": topic, "event": "say", "payload": payload, "private": True}]})
+        headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        return node.daemon.request("POST", "/realtime/v1/api/broadcast", body.encode(), headers)[0]
+
+    async def main() -> None:
+        async with phoenix(node.daemon.websocket_url, apikey=ADA) as ada:
+            await enter(ada, "realtime:office")
+            assert await trio.to_thread.run_sync(post, EVE, {"n": 0}) == 202  # and dropped
+            assert await trio.to_thread.run_sync(post, ADA, {"n": 1}) == 202
+            assert (await heard(ada, "realtime:office"))["payload"] == {"n": 1}
+            assert await trio.to_thread.run_sync(post, "nonsense", {"n": 0}) == 401
+
+    trio.run(main)
+    assert node.database.query("select payload from realtime.messages where topic = 'office'") == [({"n": 1},)]
+
+
+async def moderate(client: PhoenixClient, topic: str, action: str, **params: object) -> dict[str, object]:
+    reply = await client.reply(await client.push(topic, "moderation", {"action": action, **params}))
+    response: dict[str, object] = reply["response"]
+    assert (reply["status"] == "error") == ("error" in response)
+    return response
+
+
+def test_moderators_moderate_and_admins_do_all(node: Node) -> None:
+    register(node, "forum", "public", "ada:admin", "bob:moderator", "eve")
+    topic = "realtime:forum"
+
+    async def main() -> None:
+        url = node.daemon.websocket_url
+        async with phoenix(url, apikey=ADA) as ada, phoenix(url, apikey=BOB) as bob, phoenix(url, apikey=EVE) as eve:
+            for client in (ada, bob, eve):
+                await enter(client, topic)
+            ids = [(await say(eve, topic, {"n": number}))["response"]["id"] for number in range(3)]
+            assert (await moderate(eve, topic, "delete_message", id=ids[0]))["error"] == "unauthorized"
+            assert (await moderate(bob, topic, "dance"))["error"] == "invalid"
+            await moderate(bob, topic, "delete_message", id=ids[0])
+            await moderate(bob, topic, "hide_message", id=ids[1])
+            told = [frame.payload for frame in await eve.drain() if frame.event == "broadcast"]
+            assert [message["event"] for message in told] == ["message.deleted", "message.hidden"]
+            assert [message["payload"]["id"] for message in told] == ids[:2]
+            async with phoenix(url, apikey=token()) as late:
+                await enter(late, topic, broadcast={"replay": {"since": 0}})
+                assert [frame.payload["meta"]["id"] for frame in await late.drain() if frame.event == "broadcast"] == [
+                    ids[2]
+                ]
+            await moderate(bob, topic, "mute", user="eve")
+            with trio.fail_after(10):
+                while (await say(eve, topic, {"n": 4}))["status"] == "ok":
+                    await trio.sleep(0.02)
+            assert (await moderate(bob, topic, "set_role", user="eve", role="admin"))["error"] == "unauthorized"
+            await moderate(ada, topic, "set_role", user="eve", role="moderator")
+            await moderate(ada, topic, "delete_channel")
+            for client in (ada, bob, eve):
+                assert "deleted" in await closed(client, topic)
+
+    trio.run(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from urllib.parse import quote
 
 import pytest
 import trio
@@ -48,10 +49,21 @@ def test_a_name_is_a_name(node: Node, name: str) -> None:
             assert (await track(one, topic, {name: name}))["status"] == "ok"
             diff = (await two.next("presence_diff", topic=topic)).payload
             assert diff["joins"][name]["metas"][0][name] == name
+            body = json.dumps({"n": name}).encode()
+            status, _ = node.daemon.request(
+                "POST", f"/api/broadcast/{quote(name, safe='')}/events/{quote(name, safe='')}", body,
+                {"authorization": f"Bearer {token()}", "content-type": "application/json"},
+            )  # fmt: skip
+            assert status == 202
+            assert (await heard(two, topic))["payload"] == {"n": name}
 
     trio.run(main)
     rows = node.database.query(
         "select event, payload::text, sender_id from realtime.messages where channel_id = %s order by seq", (channel,)
     )
-    assert [(row[0], json.loads(row[1])) for row in rows] == [(name, {name: name})]
+    assert [(row[0], json.loads(row[1])) for row in rows] == [(name, {name: name}), (name, {"n": name})]
     assert rows[0][2] == name
+    headers = {"authorization": f"Bearer {token('service_role')}"}
+    status, page = node.daemon.request("GET", f"/api/realtime/replay/{quote(name, safe='')}", headers=headers)
+    assert status == 200
+    assert len(json.loads(page)["messages"]) == 2

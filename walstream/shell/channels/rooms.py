@@ -31,7 +31,7 @@ from walstream.bus.items import (
 )
 from walstream.channel.broadcast import Ear, Frames, frames, text_frames
 from walstream.channel.effects import JoinRequest
-from walstream.channel.pushes import BroadcastPush, PresencePush, Push
+from walstream.channel.pushes import BroadcastPush, ModerationPush, PresencePush, Push
 from walstream.errors import WalstreamError
 from walstream.history.visibility import is_live, settled
 from walstream.model import Transaction
@@ -40,6 +40,7 @@ from walstream.rooms import Broadcast, PresenceEntry, RoomKey
 from walstream.shell.channels.bus import Bus
 from walstream.shell.channels.directory import Directory
 from walstream.shell.channels.message_store import MessageStore, Replayed
+from walstream.shell.channels.moderation import Denied, Moderation
 from walstream.shell.channels.presences import Mirror, Presences
 from walstream.shell.channels.relay import Relay
 from walstream.shell.channels.seats import Seat
@@ -129,6 +130,7 @@ class Rooms:
         bus: Bus,
         directory: Directory,
         store: MessageStore,
+        moderation: Moderation,
         mirror: Mirror,
         relay: Relay,
         max_message_bytes: int,
@@ -136,6 +138,7 @@ class Rooms:
         self._bus = bus
         self._directory = directory
         self._store = store
+        self._moderation = moderation
         self._relay = relay
         self._max_bytes = max_message_bytes
         self.groups = Groups()
@@ -300,8 +303,8 @@ class Rooms:
             self._broadcast(guest, guest.seat, push, asked)
         elif isinstance(push, PresencePush):
             self._presence(guest, push, asked)
-        elif asked is not None:
-            owner.answer(asked, "error", b'{"error":"action_unknown"}')
+        elif self._nursery is not None:
+            self._nursery.start_soon(self._moderate, guest, guest.seat, push, asked)
 
     def _broadcast(self, guest: _Guest, seat: Seat, push: BroadcastPush, asked: ClientMessage | None) -> None:
         self.broadcasts_in += 1
@@ -384,6 +387,20 @@ class Rooms:
         finally:
             self._directory.leave(seat)
         return outcome if isinstance(outcome, str) else ""
+
+    async def _moderate(self, guest: _Guest, seat: Seat, push: ModerationPush, asked: ClientMessage | None) -> None:
+        done = await self._moderation.perform(seat, push.action, push.params)
+        if isinstance(done, Denied):
+            if asked is not None:
+                guest.owner.answer(asked, "error", _encode({"error": done.error, "reason": done.message}))
+            return
+        if asked is not None:
+            guest.owner.answer(asked, "ok", _encode(done.response))
+        for event, payload in done.announce:
+            broadcast = Broadcast(room=seat.room, event=event, payload=_encode(payload))
+            if self._bus.peers:
+                self._bus.publish(BroadcastItem(broadcast))
+            self._deliver(broadcast, None)
 
     # -- delivering
 
