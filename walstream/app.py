@@ -102,6 +102,8 @@ class Daemon:
         )
         self.metrics = Metrics()
         self.database = Database(config.database_url, APPLICATION_NAME)
+        # Apart from what joins need: these tables may have many rows to be swept.
+        self.books = Database(config.database_url, f"{APPLICATION_NAME} (presence)", size=2)
         self.ring = Ring(
             bytes_max=config.history_bytes, seconds=config.history_seconds, wal_bytes=config.history_wal_bytes
         )
@@ -150,7 +152,7 @@ class Daemon:
         self.rooms = self._make_rooms()
         self.feed.on_message = self.rooms.stored
         self.feed.on_channels_changed = self.relay.channels
-        self.guests = ConnectionReport(self.database, config.schema, self.health.node, config.heartbeat_seconds)
+        self.guests = ConnectionReport(self.books, config.schema, self.health.node, config.heartbeat_seconds)
         self.edge = self._make_edge()
         self._watch_numbers()
 
@@ -194,7 +196,7 @@ class Daemon:
             metrics=self.metrics,
         )
         self.presence_mirror = PresenceMirror(
-            self.database, config.schema, node, outside=lambda entries: self.rooms.outside(entries)
+            self.books, config.schema, node, outside=lambda entries: self.rooms.outside(entries)
         )
         self.bus.also(f"{config.schema}:presence", self.presence_mirror.notified, self.presence_mirror.again)
         self.writer = Database(config.database_url, f"{APPLICATION_NAME} (messages)", size=1)
@@ -293,6 +295,7 @@ class Daemon:
                 slot=self.config.slot,
             )
         await self.writer.aclose()
+        await self.books.aclose()
         await self.database.aclose()
         log.info(SERVER_STOPPED)
 

@@ -521,3 +521,17 @@ def test_frames_are_json() -> None:
     for effect in client.session.join_ready(client.request.serial, Accepted((1, 2)), client.now):
         if isinstance(effect, Send):
             assert json.loads(effect.data)["topic"] == 'realtime:"q"\\'
+
+
+def test_a_connection_is_of_whom_its_tokens_name() -> None:
+    client = Client()
+    assert client.session.user == ""
+    client.join(topic="realtime:a")
+    client.join(topic="realtime:b", access_token=token(sub="ada"))
+    client.join(topic="realtime:c", access_token=token(sub="eve"))
+    assert client.session.user == "ada"
+    client.send("access_token", {"access_token": token(sub="bob")}, topic="realtime:b")
+    assert client.session.user == "bob"
+    client.send("phx_leave", {}, topic="realtime:b")
+    assert client.session.user == "eve"
+    assert Client(key=token(sub="own")).session.user == "own"

@@ -114,8 +114,11 @@ class Session:
 
     @property
     def user(self) -> str:
-        """Whom the connection's token names; "" for nobody."""
-        return self._claims.sub
+        """Whom the connection's token names, or else the first join's that names somebody; "" for nobody.
+
+        Official clients connect with a key that all of them share, and bring the user's token with each join.
+        """
+        return self._claims.sub or next((c.claims.sub for c in self._channels.values() if c.claims.sub), "")
 
     @property
     def deadline(self) -> float | None:
