@@ -33,14 +33,14 @@ def _tables(shell: Terminal) -> Iterator[OwnTables]:
 
 
 def _wish(
-    shell: Terminal, name: str | None, kind: Type | None, metadata: str | None, hours: str | None, *,
+    name: str | None, kind: Type | None, metadata: str | None, hours: str | None, *,
     persist: bool | None,
 ) -> Wish:  # fmt: skip
     from walstream.shell.commands import channels, inputs
 
     text = None
     if metadata is not None:
-        text = inputs.read_json("METADATA", metadata, shell.config.max_message_bytes, "object")
+        text = inputs.read_json("METADATA", metadata, channels.METADATA_BYTES_MAX, "object")
         channels.check_schemas(text)
     return channels.Wish(
         name=name,
@@ -78,7 +78,7 @@ def create(
     """
     from walstream.shell.commands import channels
 
-    wish = _wish(shell, None, kind, metadata, retention_hours, persist=persist)
+    wish = _wish(None, kind, metadata, retention_hours, persist=persist)
     with _tables(shell) as tables:
         row, is_new = channels.create(tables, name, slug, wish, update=update)
     shell.done(row["id"], {column: row[column] for column in (*channels.GET_COLUMNS, *channels.SETTING_COLUMNS)})
@@ -134,7 +134,7 @@ def update(
     """Change settings of a channel, and nothing that is not named."""
     from walstream.shell.commands import channels
 
-    wish = _wish(shell, name, kind, metadata, retention_hours, persist=persist)
+    wish = _wish(name, kind, metadata, retention_hours, persist=persist)
     if not wish.said:
         raise click.UsageError("nothing to change: name at least one option")
     with _tables(shell) as tables:

@@ -26,6 +26,9 @@ GET_COLUMNS: Final = (
 )  # fmt: skip
 SETTING_COLUMNS: Final = ("persist", "retention_hours")
 MEMBER_COLUMNS: Final = ("user_id", "role", "status", "joined_at", "last_seen_at")
+METADATA_BYTES_MAX: Final = 262_144
+"""Every daemon keeps the metadata of all channels in memory."""
+
 RETENTION_HOURS_MAX: Final = 24 * 366 * 10
 
 _LIST: Final = """
