@@ -31,6 +31,7 @@ from walstream.bus.items import (
 )
 from walstream.channel.broadcast import Ear, Frames, frames, text_frames
 from walstream.channel.effects import JoinRequest
+from walstream.channel.join import Replay
 from walstream.channel.pushes import BroadcastPush, ModerationPush, PresencePush, Push
 from walstream.errors import WalstreamError
 from walstream.history.visibility import is_live, settled
@@ -103,11 +104,24 @@ class _Live(NamedTuple):
 class _Guest:
     """One join, from its request to its end."""
 
-    __slots__ = ("ear", "entry", "hears_presence", "held", "key", "member", "owner", "replayed", "request", "seat")
+    __slots__ = (
+        "ear",
+        "entry",
+        "hears_presence",
+        "held",
+        "key",
+        "member",
+        "own",
+        "owner",
+        "replayed",
+        "seat",
+        "serial",
+    )
 
     def __init__(self, owner: RoomOwner, request: JoinRequest) -> None:
         self.owner = owner
-        self.request = request
+        self.serial = request.serial
+        self.own = request.broadcast.own
         self.ear = Ear.of(owner.vsn, binary=request.config.hears_bytes)
         self.seat: Seat | None = None
         self.member: GroupMember | None = None  # while it is inside
@@ -173,14 +187,19 @@ class Rooms:
         guest = _Guest(owner, request)
         self._guests[owner, request.serial] = guest
         room = RoomKey(request.name.subtopic, request.private)
-        answered = partial(self._judged, guest, admitted, refused)
+        answered = partial(self._judged, guest, request.broadcast.replay, admitted, refused)
         self._directory.ask(room, request.claims, answered, partial(owner.end, request.serial))
 
     def _is_here(self, guest: _Guest) -> bool:
-        return self._guests.get((guest.owner, guest.request.serial)) is guest
+        return self._guests.get((guest.owner, guest.serial)) is guest
 
     def _judged(
-        self, guest: _Guest, admitted: Callable[[], None], refused: Callable[[str], None], verdict: Seat | str
+        self,
+        guest: _Guest,
+        replay: Replay | None,
+        admitted: Callable[[], None],
+        refused: Callable[[str], None],
+        verdict: Seat | str,
     ) -> None:
         if not self._is_here(guest):
             if isinstance(verdict, Seat):
@@ -190,23 +209,22 @@ class Rooms:
             self._refuse(guest, refused, verdict)
             return
         guest.seat = verdict
-        if guest.request.broadcast.replay is None:
+        if replay is None:
             admitted()
         elif verdict.channel is None and not verdict.room.private:
             self._refuse(guest, refused, REPLAY_OF_PUBLIC)
         elif self._nursery is not None:
             guest.held = []
             self._holding.setdefault(verdict.room, []).append(guest)
-            self._nursery.start_soon(self._fetch_replay, guest, admitted, refused)
+            self._nursery.start_soon(self._fetch_replay, guest, verdict, replay, admitted, refused)
 
     def _refuse(self, guest: _Guest, refused: Callable[[str], None], reason: str) -> None:
-        self.leave(guest.owner, guest.request.serial)
+        self.leave(guest.owner, guest.serial)
         refused(reason)
 
-    async def _fetch_replay(self, guest: _Guest, admitted: Callable[[], None], refused: Callable[[str], None]) -> None:
-        replay, seat = guest.request.broadcast.replay, guest.seat
-        assert replay is not None
-        assert seat is not None
+    async def _fetch_replay(
+        self, guest: _Guest, seat: Seat, replay: Replay, admitted: Callable[[], None], refused: Callable[[str], None]
+    ) -> None:
         try:
             with trio.fail_after(REPLAY_SECONDS):
                 found = await self._store.replay(seat.room, replay.since, replay.limit)
@@ -414,7 +432,7 @@ class Rooms:
         if group is None:
             return
         without: Sequence[GroupMember] = ()
-        if sender is not None and not sender.request.broadcast.own and sender.member is not None:
+        if sender is not None and not sender.own and sender.member is not None:
             without = (sender.member,)
         if room in self._replaying and broadcast.seq is not None:
             without = [*without, *self._had_it(_Live(broadcast, transaction), room)]
@@ -443,7 +461,7 @@ class Rooms:
     # -- presence
 
     def _presence(self, guest: _Guest, push: PresencePush, asked: ClientMessage | None) -> None:
-        owner, serial = guest.owner, guest.request.serial
+        owner, serial = guest.owner, guest.serial
         if push.meta is None:
             if guest.entry is not None:
                 self._untrack(guest, guest.entry)
