@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -146,5 +149,36 @@ def test_who_was_on_a_daemon_that_stops_has_left_at_once(prepared: TestDatabase,
             await told(one, "joins", "bob")
             await trio.to_thread.run_sync(second.daemon.stop)
             await told(one, "leaves", "bob", seconds=10)
+
+        scene(first, second, test)
+
+
+def test_stored_messages_come_once_and_in_order_whoever_writes_them(prepared: TestDatabase, start: Start) -> None:
+    """They come by NOTIFY and by the WAL, to each daemon."""
+    prepared.execute(
+        "insert into realtime.channels (slug, name, type, persist) values ('hall', 'Hall', 'public', true)"
+    )
+    with start(prepared) as first, start(prepared, WALSTREAM_SLOT="second") as second:
+        for node in (first, second):
+            eventually(node.knows_channels)
+
+        async def test(one: PhoenixClient, two: PhoenixClient) -> None:
+            for n in range(150):
+                await send(one if n % 2 else two, n, 8000 if n % 50 == 7 else 10)
+            environ = {**os.environ, "WALSTREAM_DATABASE_URL": prepared.dsn}
+            for n in range(3):
+                command = [sys.executable, "-m", "walstream", "broadcast", "hall", "e", json.dumps({"n": f"cli {n}"})]
+                await trio.run_process(command, env=environ, capture_stdout=True)
+            prepared.execute("select realtime.send('{\"n\": \"sql\"}', 'e', 'hall', false)")
+            for client, other in ((one, 0), (two, 1)):
+                seen: list[Any] = []
+                while "sql" not in seen:
+                    seen.append(await heard(client))
+                await trio.sleep(0.5)
+                seen += [frame.payload["payload"]["n"] for frame in await client.drain() if frame.event == "broadcast"]
+                assert sorted(map(str, seen)) == sorted(
+                    map(str, [*range(other, 150, 2), "cli 0", "cli 1", "cli 2", "sql"])
+                )
+                assert [n for n in seen if isinstance(n, int)] == list(range(other, 150, 2))
 
         scene(first, second, test)

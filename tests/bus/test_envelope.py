@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from walstream.bus.envelope import ALONGSIDE, ORDERED, Packer, Parcel, decode_content, decode_envelope, encode_item
+from walstream.bus.envelope import (
+    ALONGSIDE,
+    ORDERED,
+    Envelope,
+    Packer,
+    Parcel,
+    Pieces,
+    decode_content,
+    decode_envelope,
+    encode_item,
+)
 from walstream.bus.items import (
     AskState,
     BroadcastItem,
@@ -126,14 +136,46 @@ def test_dropping_counts_and_leaves_a_hole() -> None:
     assert decode_envelope(outgoing.take(0, bytes_max=1)[0].envelope).number == 2
 
 
-def test_items_alongside_have_numbers_of_their_own_and_large_ones_are_left_out() -> None:
-    outgoing = packer()
-    encoded = [encode_item(item) for item in (Hello(), large(9000), large(5000), large(5000))]
-    parcels = outgoing.alongside([item for item in encoded if item is not None], 5)
+@given(st.lists(items, max_size=10), st.integers(200, 6000))
+def test_items_alongside_come_out_as_they_went_in_with_large_ones_cut(given: list[Item], room: int) -> None:
+    outgoing = packer(room)
+    parcels = outgoing.alongside([encoded for item in given if (encoded := encode_item(item))], 5)
     envelopes = [decode_envelope(parcel.envelope) for parcel in parcels]
-    assert [(envelope.lane, envelope.number) for envelope in envelopes] == [(ALONGSIDE, 1), (ALONGSIDE, 2)]
-    assert [len(envelope.items) for envelope in envelopes] == [2, 1]
-    assert all(len(parcel.envelope) <= ROOM for parcel in parcels)
+    assert [envelope.number for envelope in envelopes] == list(range(1, len(parcels) + 1))
+    assert {envelope.lane for envelope in envelopes} <= {ALONGSIDE}
+    assert all(len(parcel.envelope) <= room for parcel in parcels)
+    pieces = Pieces()
+    found = [item for each in envelopes for item in (pieces.add(each) if each.parts else each.items)]
+    assert found == given
+    assert sum(parcel.items for parcel in parcels) == len(given)
+
+
+def cut(size: int, room: int = ROOM) -> list[Envelope]:
+    encoded = encode_item(large(size))
+    assert encoded is not None
+    return [decode_envelope(parcel.envelope) for parcel in packer(room).alongside([encoded], 5)]
+
+
+def test_an_item_of_too_many_pieces_is_left_out() -> None:
+    assert len(cut(1_500_000)) > 200
+    assert cut(2_000_000) == []
+
+
+@given(st.data())
+def test_an_item_comes_whole_or_not_at_all(data: st.DataObject) -> None:
+    envelopes = cut(1000, 300)
+    come = data.draw(st.lists(st.sampled_from(envelopes), max_size=12))
+    pieces = Pieces()
+    for each in [*come, *envelopes]:
+        assert pieces.add(each) in ([], [large(1000)])
+    assert pieces.add(envelopes[-1]) == []
+
+
+def test_a_piece_of_nothing_is_refused() -> None:
+    whole = cut(8000)[0]
+    for wrong in ({"part": 5}, {"part": -1}, {"parts": 1_000_000}, {"parts": 1}):
+        with pytest.raises(BusError):
+            Pieces().add(msgspec.structs.replace(whole, **wrong))
 
 
 def test_an_item_that_cannot_be_encoded_is_none() -> None:
@@ -169,7 +211,7 @@ def test_what_is_no_envelope_is_refused(data: bytes) -> None:
 
 def test_items_that_only_another_release_knows_are_left_out_and_further_members_are_ignored() -> None:
     items = [["h"], ["zz", 1, {"a": []}], ["m", ["id"], "a new member"], 7]
-    assert decode_envelope(msgspec.msgpack.encode(["a", 0, 1, 2, items, "", "new"])).items == [
+    assert decode_envelope(msgspec.msgpack.encode(["a", 0, 1, 2, items, "", 0, 0, b"", "new"])).items == [
         Hello(),
         StoredItem(("id",)),
     ]

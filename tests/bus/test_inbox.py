@@ -103,11 +103,13 @@ def test_numbers_alongside_are_remembered_as_long_as_their_time_counts() -> None
     assert reason(box, envelope(1, lane=ALONGSIDE, at=NOW + WINDOW_MS), NOW + 2 * WINDOW_MS + 1, 241) == "late"
 
 
-def test_numbers_alongside_are_bounded() -> None:
+def test_numbers_alongside_are_bounded_and_what_was_forgotten_is_not_taken_again() -> None:
     box = inbox()
-    for number in range(ALONGSIDE_MAX):
+    for number in range(1, ALONGSIDE_MAX + 11):
         box.admit(envelope(number, lane=ALONGSIDE), NOW, 0)
-    assert reason(box, envelope(ALONGSIDE_MAX, lane=ALONGSIDE)) == "crowded"
+    assert [reason(box, envelope(number, lane=ALONGSIDE)) for number in (1, 10, 11)] == ["replayed"] * 3
+    assert reason(box, envelope(ALONGSIDE_MAX + 11, lane=ALONGSIDE)) == ""
+    assert len(box._nodes["a"].alongside) == ALONGSIDE_MAX
 
 
 def test_a_goodbye_is_told_once_and_what_was_said_before_it_stays_said() -> None:

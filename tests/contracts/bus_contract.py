@@ -180,12 +180,12 @@ class BusContract:
     def test_a_transaction_carries_items_along(self) -> None:
         async def main() -> None:
             async with running(self.make("a"), self.make("b")) as (a, b):
-                pairs = a.bus.notifications([said("1"), said("2", 5500)])
+                pairs = a.bus.notifications([said("1"), said("2", 5500), said("3", 200_000), said("4")])
                 assert pairs
                 a.bus.publish(said("before"))
                 await b.ear.until(lambda: b.ear.heard(a.node) == ["before"])
                 self.commit(pairs)
-                await b.ear.until(lambda: b.ear.heard(a.node) == ["before", "1", "2"])
+                await b.ear.until(lambda: b.ear.heard(a.node) == ["before", "1", "2", "3", "4"])
                 assert b.ear.gaps == 1
 
         trio.run(main)

@@ -24,6 +24,10 @@ ALONGSIDE: Final = 1
 HEAD_BYTES: Final = 48
 """Bytes of an envelope beside its node's name, its items and its reference: four numbers and the heads of arrays."""
 
+PIECE_HEAD_BYTES: Final = 12
+PARTS_MAX: Final = 300
+"""Pieces of one item, together about 1.7 MB."""
+
 NODE_CHARACTERS_MAX: Final = 300
 ITEMS_MAX: Final = 2000
 """Items of one envelope: what is done at one go when it is read."""
@@ -33,7 +37,8 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     """What one node says at once.
 
     ``node`` is another one at every start of the process. ``at``: milliseconds since the Unix epoch. ``stored``: the
-    uuid of the stored row that has the items, or "".
+    uuid of the stored row that has the items, or "". ``parts``: pieces of an item too large for one envelope, which
+    stand in as many, numbered in a row; ``part`` counts from 0 and ``data`` is this piece. 0 where there are items.
     """
 
     node: str
@@ -42,6 +47,9 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     at: int
     items: list[Item]
     stored: str = ""
+    parts: int = 0
+    part: int = 0
+    data: bytes = b""
 
 
 class _Sent(msgspec.Struct, frozen=True, array_like=True):
@@ -53,6 +61,9 @@ class _Sent(msgspec.Struct, frozen=True, array_like=True):
     at: int
     items: list[msgspec.Raw]
     stored: str = ""
+    parts: int = 0
+    part: int = 0
+    data: bytes = b""
 
 
 class Parcel(NamedTuple):
@@ -88,7 +99,8 @@ def decode_envelope(data: bytes) -> Envelope:
         except msgspec.ValidationError:
             sent = _sent.decode(data)
             known = _known(sent.items)
-            envelope = Envelope(sent.node, sent.lane, sent.number, sent.at, known, sent.stored)
+            head = (sent.node, sent.lane, sent.number, sent.at)
+            envelope = Envelope(*head, known, sent.stored, sent.parts, sent.part, sent.data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BusError(f"no envelope: {error}", "malformed") from error
     if len(envelope.node) > NODE_CHARACTERS_MAX or not envelope.node or envelope.number < 0:
@@ -114,6 +126,37 @@ def _known(items: list[msgspec.Raw]) -> list[Item]:
         with contextlib.suppress(msgspec.ValidationError):
             known.append(_item.decode(raw))
     return known
+
+
+class Pieces:
+    """Puts cut items together again. The pieces of one come in a row, for they are of one transaction."""
+
+    def __init__(self) -> None:
+        self._first: tuple[str, int] = ("", 0)  # node and number of the first piece
+        self._data: list[bytes] = []
+
+    def add(self, envelope: Envelope) -> list[Item]:
+        """The item, once the last piece is there. Pieces of one that did not come whole say nothing.
+
+        Raises BusError for what is no piece.
+        """
+        part, parts = envelope.part, envelope.parts
+        if not 0 <= part < parts <= PARTS_MAX:
+            raise BusError("a piece of nothing", "malformed")
+        first = (envelope.node, envelope.number - part)
+        if part == 0:
+            self._first, self._data = first, []
+        elif first != self._first or len(self._data) != part:
+            self._data = []
+            return []
+        self._data.append(envelope.data)
+        if part + 1 < parts:
+            return []
+        whole, self._data = b"".join(self._data), []
+        try:
+            return [_item.decode(whole)]
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise BusError(f"no item: {error}", "malformed") from error
 
 
 class Packer:
@@ -170,18 +213,23 @@ class Packer:
         return parcels
 
     def alongside(self, items: list[bytes], at: int) -> list[Parcel]:
-        """Parcels for somebody else's transaction; items too large for an envelope are left out."""
+        """Parcels for somebody else's transaction, in order: it stores nothing of ours, so large items are cut.
+
+        One that needs more than PARTS_MAX pieces is left out.
+        """
         parcels = []
         group: list[bytes] = []
         size = 0
         for encoded in items:
-            if len(encoded) > self._space:
-                continue
-            if size + len(encoded) > self._space or len(group) == ITEMS_MAX:
+            is_large = len(encoded) > self._space
+            if group and (is_large or size + len(encoded) > self._space or len(group) == ITEMS_MAX):
                 parcels.append(self._aside(group, at))
                 group, size = [], 0
-            group.append(encoded)
-            size += len(encoded)
+            if is_large:
+                parcels += self._pieces(encoded, at)
+            else:
+                group.append(encoded)
+                size += len(encoded)
         if group:
             parcels.append(self._aside(group, at))
         return parcels
@@ -189,6 +237,18 @@ class Packer:
     def _aside(self, group: list[bytes], at: int) -> Parcel:
         self._alongside += 1
         return self._parcel(ALONGSIDE, self._alongside, at, group, 0)
+
+    def _pieces(self, encoded: bytes, at: int) -> list[Parcel]:
+        size = self._space - PIECE_HEAD_BYTES
+        pieces = [encoded[start : start + size] for start in range(0, len(encoded), size)]
+        if len(pieces) > PARTS_MAX:
+            return []
+        parcels = []
+        for part, data in enumerate(pieces):
+            self._alongside += 1
+            sent = _Sent(self._node, ALONGSIDE, self._alongside, at, [], "", len(pieces), part, data)
+            parcels.append(Parcel(_encoder.encode(sent), int(part == 0)))
+        return parcels
 
     def _group(self) -> tuple[list[bytes], int]:
         """What fits into one envelope, or one item that does not."""

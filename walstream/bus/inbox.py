@@ -20,7 +20,8 @@ START_SLACK_MS: Final = 5_000
 """How far the clocks of two nodes may differ after each has been set by the database's."""
 
 ALONGSIDE_MAX: Final = 100_000
-"""Numbers remembered of one node's lane ALONGSIDE: twice what 400 a second are in the window."""
+"""Numbers remembered of one node's lane ALONGSIDE. Of more the lowest are refused from then on, seen or not: transactions
+that were overtaken by so many say nothing here that the WAL does not."""
 
 
 class Reception(NamedTuple):
@@ -34,13 +35,14 @@ class Reception(NamedTuple):
 
 
 class _Node:
-    __slots__ = ("alongside", "heard_at", "is_peer", "newest", "told_anew")
+    __slots__ = ("alongside", "floor", "heard_at", "is_peer", "newest", "told_anew")
 
     def __init__(self) -> None:
         self.is_peer = False
         self.heard_at = 0.0
         self.newest = -1
         self.told_anew = False  # a hole before its next envelope has been announced already
+        self.floor = -1  # of lane ALONGSIDE: no number up to it is taken any more
         self.alongside: OrderedDict[int, int] = OrderedDict()  # number → its envelope's time
 
 
@@ -141,8 +143,9 @@ class Inbox:
 
 def _admit_alongside(node: _Node, envelope: Envelope) -> None:
     taken = node.alongside
-    if envelope.number in taken:
+    if envelope.number in taken or envelope.number <= node.floor:
         raise BusError("said before", "replayed")
-    if len(taken) >= ALONGSIDE_MAX:
-        raise BusError("too many to be remembered", "crowded")
     taken[envelope.number] = envelope.at
+    if len(taken) > ALONGSIDE_MAX:
+        oldest, _ = taken.popitem(last=False)
+        node.floor = max(node.floor, oldest)

@@ -56,7 +56,7 @@ class Bus(Protocol):
     def notifications(self, items: Sequence[Item]) -> list[tuple[str, str]]:
         """The same as (channel, payload) pairs for NOTIFY inside a transaction of the caller's own; [] while alone.
 
-        They count as published where the transaction commits. Items too large for it are left out.
+        They count as published where the transaction commits. Items of more than about 1.7 MB are left out.
         """
         ...
 

@@ -14,7 +14,7 @@ import structlog
 import trio
 from psycopg2 import sql
 
-from walstream.bus.envelope import Envelope, decode_content, decode_envelope
+from walstream.bus.envelope import Envelope, Pieces, decode_content, decode_envelope
 from walstream.bus.inbox import Inbox, Reception
 from walstream.bus.items import Bye, Hello, Item, StoredItem
 from walstream.bus.seal import Seal, from_text
@@ -87,6 +87,7 @@ class Hearing:
             MESSAGE: Bucket(MESSAGES_PER_SECOND, MESSAGES_BURST, 0.0),
             STORED: Bucket(ENVELOPES_PER_SECOND, ENVELOPES_PER_SECOND, 0.0),
         }
+        self._pieces = Pieces()
         self._complained: dict[str, float] = {}
 
     async def hear(self, line: Line, payloads: Sequence[str]) -> None:
@@ -184,9 +185,11 @@ class Hearing:
             listener.peer_lost(node)
 
     def _items(self, envelope: Envelope, contents: dict[str, bytes]) -> list[Item]:
-        if not envelope.stored:
+        if not envelope.stored and not envelope.parts:
             return envelope.items
         try:
+            if envelope.parts:
+                return self._pieces.add(envelope)
             if envelope.stored not in contents:
                 raise BusError("what it refers to is not there", "missing")
             sealed = contents[envelope.stored]
