@@ -1,28 +1,39 @@
 """Stored broadcasts: how many a second one node stores, answered after their commit, and how long each waits.
 
-The store alone, on a private PostgreSQL with the schema as ``init`` makes it: a registered channel, its trigger,
-foreign key and indexes, one NOTIFY per message. What clients and the WAL cost comes on top, and is measured elsewhere.
+The store on a private PostgreSQL with the schema as ``init`` makes it: a registered channel, its trigger, foreign key
+and indexes, one NOTIFY per message; alone, and in a process that reads every message back from its slot and drops it,
+as a node does. What clients cost comes on top, and is measured in ``broadcast``.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import trio
 
 from benchmarks import rig
+from walstream.app import Daemon
+from walstream.config import Config
 from walstream.rooms import Broadcast, RoomKey
+from walstream.shell.channels.directory import Directory
 from walstream.shell.channels.local_bus import LocalBus, LocalHub
 from walstream.shell.channels.message_store import MessageStore
+from walstream.shell.channels.wal_feed import WalFeed
+from walstream.shell.database.channel_rows import Rows
 from walstream.shell.database.postgres import Database, PgConnection
 from walstream.shell.database.rows import scalar
+from walstream.shell.wal.spill import FileSpill
 
 MESSAGES = 60_000
 SENDERS = 500
 PACED = 2000
 RUNS = 3
+ROOM = RoomKey("bench")
+TEXT = b"x" * 170
 
 
 def main() -> None:
@@ -31,41 +42,74 @@ def main() -> None:
         rig.execute(dsn, "insert into realtime.channels (slug, name) values ('bench', 'bench')")
         for fsync in ("off", "on"):
             rig.execute(dsn, f"alter system set fsync = {fsync}", "select pg_reload_conf()")
-            full = [trio.run(_full_speed, dsn) for _ in range(RUNS)]
-            paced = [trio.run(_paced, dsn) for _ in range(RUNS)]
-            rig.report(
-                f"stored broadcasts, {SENDERS} senders with one message under way each, 200 bytes, fsync {fsync}",
-                [
-                    ("messages/s", f"{rig.median([rate for rate, _ in full]):,.0f}"),
-                    ("waits p50", f"{rig.median([rig.percentile(waits, 0.5) for _, waits in full]) * 1000:.1f} ms"),
-                    ("waits p99", f"{rig.median([rig.percentile(waits, 0.99) for _, waits in full]) * 1000:.1f} ms"),
+            rows = []
+            for name, reads in (("alone", False), ("reading them back", True)):
+                full = [trio.run(_running, dsn, reads, _full_speed) for _ in range(RUNS)]
+                paced = [trio.run(_running, dsn, reads, _paced) for _ in range(RUNS)]
+                rows += [
+                    (f"{name}: messages/s", f"{_median(full, lambda run: MESSAGES / run.seconds):,.0f}"),
                     (
-                        f"at {PACED}/s: waits p50",
-                        f"{rig.median([rig.percentile(w, 0.5) for w in paced]) * 1000:.1f} ms",
+                        f"{name}: processor time per message",
+                        f"{_median(full, lambda run: run.cpu / MESSAGES) * 1e6:.0f} us",
                     ),
-                    (
-                        f"at {PACED}/s: waits p99",
-                        f"{rig.median([rig.percentile(w, 0.99) for w in paced]) * 1000:.1f} ms",
-                    ),
-                ],
-            )
+                    (f"{name}: waits p50, p99", _waits(full)),
+                    (f"{name}: at {PACED}/s: waits p50, p99", _waits(paced)),
+                ]
+            rig.report(f"stored broadcasts, {SENDERS} senders with one under way each, 200 bytes, fsync {fsync}", rows)
 
 
-async def _store(dsn: str) -> tuple[MessageStore, str]:
-    """A store, and the id of the channel."""
+_numbers = itertools.count()
+
+
+class _Run(NamedTuple):
+    seconds: float
+    cpu: float
+    waits: list[float]
+
+
+def _median(runs: Sequence[_Run], of: Callable[[_Run], float]) -> float:
+    return rig.median([of(run) for run in runs])
+
+
+def _waits(runs: Sequence[_Run]) -> str:
+    p50, p99 = (_median(runs, lambda run: rig.percentile(run.waits, share)) * 1000 for share in (0.5, 0.99))  # noqa: B023 - used at once
+    return f"{p50:.1f} ms, {p99:.1f} ms"
+
+
+async def _running(
+    dsn: str,
+    reads: bool,
+    measure: Callable[[MessageStore, str], Awaitable[_Run]],
+) -> _Run:
+    """Measure a store that runs, with or without a slot that is read."""
     database = Database(dsn, "bench")
     store = MessageStore(database, Database(dsn, "bench (writer)", size=2), "realtime", LocalBus(LocalHub(), "bench"))
-    return store, await database.run(_channel_id)
+    channel_id = await database.run(_channel_id)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.run)
+        if reads:
+            # A slot of its own: what earlier runs have stored would be read again from an older one.
+            slot = f"bench_{next(_numbers)}"
+            daemon = Daemon(Config(database_url=dsn, slot=slot))
+            daemon.pipeline.feed = WalFeed(Directory(Rows(database, "realtime")), store, FileSpill)
+            nursery.start_soon(daemon.pipeline.feed.run)
+            nursery.start_soon(daemon.reader.run)
+        await trio.sleep(3)
+        run = await measure(store, channel_id)
+        nursery.cancel_scope.cancel()
+    if reads:
+        rig.execute(
+            dsn, f"select pg_terminate_backend(active_pid, 5000) from pg_replication_slots where slot_name = '{slot}'"
+        )
+        rig.execute(dsn, f"select pg_drop_replication_slot('{slot}')")
+    return run
 
 
 def _message(number: int) -> Broadcast:
-    payload = json.dumps({"n": number, "text": "x" * 170}).encode()
-    return Broadcast(room=RoomKey("bench"), event="message", payload=payload)
+    return Broadcast(room=ROOM, event="message", payload=b'{"n": %d, "text": "%b"}' % (number, TEXT))
 
 
-async def _full_speed(dsn: str) -> tuple[float, list[float]]:
-    """Messages a second, and how long each has waited."""
-    store, channel_id = await _store(dsn)
+async def _full_speed(store: MessageStore, channel_id: str) -> _Run:
     waits: list[float] = []
     finished = trio.Event()
 
@@ -82,41 +126,26 @@ async def _full_speed(dsn: str) -> tuple[float, list[float]]:
         elif len(waits) == MESSAGES:
             finished.set()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(store.run)
-        await trio.sleep(1)
-        started = time.perf_counter()
-        for _ in range(SENDERS):
-            send()
-        await finished.wait()
-        seconds = time.perf_counter() - started
-        nursery.cancel_scope.cancel()
-    return MESSAGES / seconds, waits
+    started, cpu = time.perf_counter(), time.process_time()
+    for _ in range(SENDERS):
+        send()
+    await finished.wait()
+    return _Run(time.perf_counter() - started, time.process_time() - cpu, waits)
 
 
-async def _paced(dsn: str) -> list[float]:
-    """How long each message has waited, at a steady rate."""
-    store, channel_id = await _store(dsn)
+async def _paced(store: MessageStore, channel_id: str) -> _Run:
     waits: list[float] = []
 
-    def waited(since: float, _: Broadcast | str) -> None:
+    def done(since: float, _: Broadcast | str) -> None:
         waits.append(time.perf_counter() - since)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(store.run)
-        await trio.sleep(1)
-        for _ in range(200):
-            for number in range(PACED // 100):
-                since = time.perf_counter()
-                store.append(
-                    _message(number),
-                    partial(waited, since),
-                    channel_id=channel_id, sender="bench",
-                )  # fmt: skip
-            await trio.sleep(0.01)
-        await trio.sleep(1)
-        nursery.cancel_scope.cancel()
-    return waits
+    started, cpu = time.perf_counter(), time.process_time()
+    for _ in range(200):
+        for number in range(PACED // 100):
+            store.append(_message(number), partial(done, time.perf_counter()), channel_id=channel_id, sender="bench")
+        await trio.sleep(0.01)
+    await trio.sleep(1)
+    return _Run(time.perf_counter() - started, time.process_time() - cpu, waits)
 
 
 def _channel_id(connection: PgConnection) -> str:

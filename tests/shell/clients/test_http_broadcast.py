@@ -267,7 +267,7 @@ def test_payloads_of_single_messages(body: bytes, payload: bytes | None) -> None
             {"message": "Connection pool exhausted", "error": "increase_connection_pool"},
         ),
         ("rate", 429, {"message": "Too many requests", "error": "rate"}),
-        ("invalid_payload: payload.n: no number", 422, {"message": "payload.n: no number", "error": "invalid_payload"}),
+        ("payload_invalid: payload.n: no number", 422, {"message": "payload.n: no number", "error": "payload_invalid"}),
         ("something_new", 422, {"message": "something_new", "error": "something_new"}),
     ],
 )

@@ -44,7 +44,7 @@ REPLAY_MAX: Final = 1000
 
 UNREACHABLE: Final = "unable_to_connect_to_project"
 BUSY: Final = "increase_connection_pool"
-INVALID: Final = "invalid_payload"
+INVALID: Final = "payload_invalid"
 UNKNOWN_CHANNEL: Final = "channel_not_found"
 NO_PARTITION: Final = "missing_partition"
 REFUSED: Final = "unable_to_store"

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -20,7 +21,7 @@ from walstream.errors import WalstreamError
 from walstream.history.assemble import Spill, change_bytes
 from walstream.history.visibility import is_live, settled
 from walstream.lsn import Lsn
-from walstream.model import Change, Operation, Relation, Snapshot, Transaction
+from walstream.model import Cell, Change, Operation, Relation, Row, Snapshot, Transaction
 from walstream.rooms import Broadcast, RoomKey
 from walstream.shell.channels.directory import Directory
 from walstream.shell.channels.message_store import MessageStore
@@ -42,7 +43,9 @@ MISSED_MAX: Final = 10_000
 
 MISSED_MARGIN_SECONDS: Final = 60.0
 
-_Columns = tuple[int, ...]
+_Pick = Callable[[Row], Sequence[Cell]]
+"""The columns of ``_NAMES`` out of a row."""
+
 _NAMES: Final = (
     "id", "seq", "topic", "private", "event", "payload", "binary_payload", "sent_at", "extension", "hidden",
     "expires_at",
@@ -78,7 +81,7 @@ class WalFeed:
         self._has_streamed = False
         self._not_before = 0  # µs since the epoch
         self._newest_at = 0  # µs of the newest commit
-        self._columns: dict[Relation, _Columns | None] = {}
+        self._picks: dict[Relation, _Pick | None] = {}
         self._open = _Rows(new_spill)  # of the transaction under way
         self._tail = _Rows(new_spill)  # committed, behind what is being delivered
         self._backlog: deque[Sequence[Change]] = deque()
@@ -98,7 +101,7 @@ class WalFeed:
     def opened(self, snapshot: Snapshot, server_start: float, *, missed: bool) -> None:
         """A stream begins. ``missed``: WAL between the last one and this one is lost."""
         self._server_start = server_start
-        self._columns.clear()
+        self._picks.clear()
         self._open.clear()
         if missed and self._live_from is not None:
             self._missed_since = self._newest_at - int(MISSED_MARGIN_SECONDS * 1e6)
@@ -231,16 +234,14 @@ class WalFeed:
     def _broadcast(self, change: Change) -> Broadcast | None:
         """The message of a row; None for what is no broadcast, or not to be shown."""
         relation, new = change.relation, change.new
-        if relation not in self._columns:
-            if len(self._columns) > 1000:
-                self._columns.clear()
-            self._columns[relation] = _columns(relation)
-        columns = self._columns[relation]
-        if columns is None or new is None:
+        if relation not in self._picks:
+            if len(self._picks) > 1000:
+                self._picks.clear()
+            self._picks[relation] = _pick(relation)
+        pick = self._picks[relation]
+        if pick is None or new is None:
             return None
-        id_, seq, topic, private, event, payload, binary, sent_at, extension, hidden, expires = (
-            new[at] if at >= 0 else _NULL for at in columns
-        )
+        id_, seq, topic, private, event, payload, binary, sent_at, extension, hidden, expires = pick(new)
         if not (id_ and seq and topic and event and sent_at) or event == _NULL:
             return None
         if (
@@ -314,11 +315,15 @@ class _Rows:
         return self._spill[0].changes()
 
 
-def _columns(relation: Relation) -> _Columns | None:
+def _pick(relation: Relation) -> _Pick | None:
+    """None for a table that lacks what messages have to have."""
     positions = relation.positions
     if any(name not in positions for name in _NAMES if name not in _OPTIONAL):
         return None
-    return tuple(positions.get(name, -1) for name in _NAMES)
+    if all(name in positions for name in _NAMES):
+        return itemgetter(*[positions[name] for name in _NAMES])
+    places = [positions.get(name) for name in _NAMES]  # a schema that `walstream init` has not seen for long
+    return lambda row: [row[at] if at is not None else _NULL for at in places]
 
 
 def _bytes(cell: bytes) -> bytes:

@@ -51,7 +51,7 @@ _TEXTS: Final[Mapping[str, tuple[int, str]]] = {
     "rate": (429, "Too many requests"),
     "invalid_persist_ttl": (422, "Invalid persist ttl"),
     "channel_not_found": (422, "The channel was deleted"),
-    "invalid_payload": (422, "The payload cannot be stored"),
+    "payload_invalid": (422, "The payload cannot be stored"),
 }
 
 _encode: Final = msgspec.json.Encoder().encode
