@@ -12,9 +12,11 @@ import trio
 from integration.channels.rooms_rig import Rig, eventually, message, register, running
 from integration.fixtures.postgres import TestDatabase
 from walstream.channel.since import Position
+from walstream.lsn import Lsn
+from walstream.model import Transaction
 from walstream.rooms import Broadcast, RoomKey
 from walstream.shell.channels import message_store
-from walstream.shell.channels.message_store import INVALID, UNKNOWN_CHANNEL, UNREACHABLE
+from walstream.shell.channels.message_store import BUSY, INVALID, UNKNOWN_CHANNEL, UNREACHABLE
 from walstream.shell.database import message_rows
 from walstream.shell.database.message_rows import Kept
 from walstream.shell.database.postgres import connect
@@ -314,3 +316,60 @@ def test_retention_is_the_channels_or_the_general_one(prepared: TestDatabase) ->
         connection.close()
     left = {row[0] for row in prepared.query("select event from realtime.messages")}
     assert left == {"brief 0", "long 0", "long 2", "long 80", "open 0", "open 2"}
+
+
+def test_replay_knows_what_was_delivered_and_queries_do_not_see_yet(prepared: TestDatabase) -> None:
+    rig = Rig(prepared)
+    next_xid = int(prepared.scalar("select pg_snapshot_xmax(pg_current_snapshot())::text::int8 & 4294967295"))
+
+    def delivered(event: str, xid: int) -> None:
+        ready = Broadcast(room=GENERAL, event=event, payload=b"{}", id=event, seq=xid, sent_at="2026")
+        assert rig.store.arrived(ready, Transaction(xid, Lsn(1), 0, ()))
+
+    async def main() -> None:
+        async with running(rig, stream=False):
+            assert isinstance(await rig.append(message("stored")), Broadcast)
+            delivered("taken back", next_xid - 1)
+            delivered("ending", next_xid + 1000)
+            assert [b.event for b in (await rig.store.replay(GENERAL, 0, 9)).messages] == ["stored", "ending"]
+            assert [b.event for b in (await rig.store.replay(GENERAL, 0, 1)).messages] == ["ending"]
+            assert (await rig.store.replay(RoomKey("other"), 0, 9)).messages == []
+
+    trio.run(main)
+
+
+def test_what_has_waited_too_long_behind_others_is_not_tried_any_more(
+    prepared: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(message_store, "WAIT_SECONDS", 1.0)
+    rig = Rig(prepared)
+    blocker = prepared.connect(autocommit=False)
+    blocker.cursor().execute("lock table realtime.messages in access exclusive mode")
+    outcomes: list[Broadcast | str] = []
+
+    async def main() -> None:
+        async with running(rig, stream=False):
+            for _ in range(message_store.BATCH_MAX + 3):
+                rig.store.append(message(), outcomes.append, channel_id=None, sender=None)
+            await eventually(lambda: len(outcomes) == message_store.BATCH_MAX + 3, seconds=1.5)
+            assert set(outcomes) == {UNREACHABLE}
+
+    trio.run(main)
+    blocker.rollback()
+    blocker.close()
+
+
+def test_a_full_queue_is_told_at_once(prepared: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(message_store, "QUEUE_MAX", 5)
+    rig = Rig(prepared)
+    outcomes: list[Broadcast | str] = []
+
+    async def main() -> None:
+        for _ in range(7):
+            rig.store.append(message(), outcomes.append, channel_id=None, sender=None)
+        assert outcomes == [BUSY, BUSY]
+        async with running(rig, stream=False):
+            await eventually(lambda: len(outcomes) == 7)
+
+    trio.run(main)
+    assert sum(isinstance(outcome, Broadcast) for outcome in outcomes) == 5
