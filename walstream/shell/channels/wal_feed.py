@@ -79,7 +79,8 @@ class WalFeed:
         self._live_from: Snapshot | None = None
         self._is_settled = False
         self._has_streamed = False
-        self._not_before = 0  # µs since the epoch
+        self._late: Snapshot | None = None  # of the first stream of a process that was there before it
+        self._late_before = 0  # µs since the epoch
         self._newest_at = 0  # µs of the newest commit
         self._picks: dict[Relation, _Pick | None] = {}
         self._open = _Rows(new_spill)  # of the transaction under way
@@ -109,7 +110,8 @@ class WalFeed:
             self._wanted.set()
         if not self._has_streamed and self._live_from is not None:
             # A node that has stood by for another's slot reads what its clients have heard by way of the bus.
-            self._not_before = time.time_ns() // 1000 - int(LATE_SECONDS * 1e6)
+            self._late = snapshot
+            self._late_before = time.time_ns() // 1000 - int(LATE_SECONDS * 1e6)
         self._has_streamed = True
         self.live_from(snapshot)
 
@@ -145,8 +147,11 @@ class WalFeed:
         self._queue(rows)
 
     def _is_live(self, transaction: Transaction) -> bool:
-        if transaction.commit_at < self._not_before:
-            return False
+        if self._late is not None:
+            if settled(transaction, self._late):
+                self._late = None
+            elif transaction.commit_at < self._late_before and not is_live(transaction, self._late, self._server_start):
+                return False
         if self._is_settled or self._live_from is None:
             return True
         if is_live(transaction, self._live_from, self._server_start):
