@@ -20,8 +20,8 @@ START_SLACK_MS: Final = 5_000
 """How far the clocks of two nodes may differ after each has been set by the database's."""
 
 ALONGSIDE_MAX: Final = 100_000
-"""Numbers remembered of one node's lane ALONGSIDE. Of more the lowest are refused from then on, seen or not: transactions
-that were overtaken by so many say nothing here that the WAL does not."""
+"""Numbers remembered of one node's lane ALONGSIDE. Of more the lowest are refused from then on, seen or not: what was
+overtaken by so many comes by the WAL."""
 
 
 class Reception(NamedTuple):
