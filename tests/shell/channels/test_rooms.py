@@ -126,7 +126,7 @@ class Node:
     def is_empty(self) -> bool:
         """Whether nothing is kept of anybody."""
         rooms = self.rooms
-        kept = (rooms._group_of, rooms._guests, rooms._holding, rooms._replaying, rooms.presences._rooms)
+        kept = (rooms._group_of, rooms._guests, rooms._seams, rooms.presences._rooms)
         return not any(kept) and not self.directory._topics
 
 
@@ -378,7 +378,7 @@ def test_between_replay_and_live_nothing_is_missing_and_nothing_twice(is_full: b
             old = [] if is_full else [3]
             older = [] if is_full else [2]
             assert ada.heard() == [4, 5, *old, 7, *older, 6, 8]
-            assert not here.rooms._replaying  # what follows in the WAL is new for everybody
+            assert not here.rooms._seams  # what follows in the WAL is new for everybody
 
     settled(main)
 

@@ -12,7 +12,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import msgspec
 import trio
@@ -34,16 +34,16 @@ from walstream.channel.effects import JoinRequest
 from walstream.channel.join import Replay
 from walstream.channel.pushes import BroadcastPush, ModerationPush, PresencePush, Push
 from walstream.errors import WalstreamError
-from walstream.history.visibility import is_live, settled
 from walstream.model import Transaction
 from walstream.protocol.phoenix import ClientMessage
 from walstream.rooms import Broadcast, PresenceEntry, RoomKey
 from walstream.shell.channels.bus import Bus
 from walstream.shell.channels.directory import Directory
-from walstream.shell.channels.message_store import MessageStore, Replayed
+from walstream.shell.channels.message_store import MessageStore
 from walstream.shell.channels.moderation import Denied, Moderation
 from walstream.shell.channels.presences import Mirror, Presences
 from walstream.shell.channels.relay import Relay
+from walstream.shell.channels.seam import Live, Seam
 from walstream.shell.channels.seats import Seat
 from walstream.shell.delivery.groups import Group, GroupMember, Groups
 from walstream.shell.delivery.outbox import Outbox
@@ -94,29 +94,10 @@ class RoomOwner(Protocol):
         ...
 
 
-class _Live(NamedTuple):
-    """A message as it came. ``transaction``: the one that stored it, where the WAL told."""
-
-    broadcast: Broadcast
-    transaction: Transaction | None
-
-
 class _Guest:
     """One join, from its request to its end."""
 
-    __slots__ = (
-        "ear",
-        "entry",
-        "hears_presence",
-        "held",
-        "key",
-        "member",
-        "own",
-        "owner",
-        "replayed",
-        "seat",
-        "serial",
-    )
+    __slots__ = ("ear", "entry", "hears_presence", "key", "member", "own", "owner", "seam", "seat", "serial")
 
     def __init__(self, owner: RoomOwner, request: JoinRequest) -> None:
         self.owner = owner
@@ -125,8 +106,7 @@ class _Guest:
         self.ear = Ear.of(owner.vsn, binary=request.config.hears_bytes)
         self.seat: Seat | None = None
         self.member: GroupMember | None = None  # while it is inside
-        self.held: list[_Live] | None = None  # what came live since its replay was asked for
-        self.replayed: Replayed | None = None
+        self.seam: Seam | None = None  # from the question for its replay until all that comes is new
         self.key = request.presence.key
         self.hears_presence = request.presence.enabled
         self.entry: PresenceEntry | None = None  # what it tracks
@@ -158,8 +138,7 @@ class Rooms:
         self.groups = Groups()
         self._group_of: dict[RoomKey, Group] = {}
         self._guests: dict[tuple[RoomOwner, int], _Guest] = {}
-        self._holding: dict[RoomKey, list[_Guest]] = {}
-        self._replaying: dict[RoomKey, list[_Guest]] = {}  # to whom some of what comes is old
+        self._seams: dict[RoomKey, list[_Guest]] = {}  # to whom some of what comes may have been replayed
         self.presences = Presences(bus, mirror, tell=self._tell_presence, size=self.size)
         self._lookups: dict[str, None] = {}
         self._lookup_wanted = trio.Event()
@@ -214,8 +193,8 @@ class Rooms:
         elif verdict.channel is None and not verdict.room.private:
             self._refuse(guest, refused, REPLAY_OF_PUBLIC)
         elif self._nursery is not None:
-            guest.held = []
-            self._holding.setdefault(verdict.room, []).append(guest)
+            guest.seam = Seam()
+            self._seams.setdefault(verdict.room, []).append(guest)
             self._nursery.start_soon(self._fetch_replay, guest, verdict, replay, admitted, refused)
 
     def _refuse(self, guest: _Guest, refused: Callable[[str], None], reason: str) -> None:
@@ -234,7 +213,8 @@ class Rooms:
             return
         if not self._is_here(guest):
             return
-        guest.replayed = found
+        assert guest.seam is not None
+        guest.seam.answer(found)
         admitted()
 
     def enter(self, owner: RoomOwner, serial: int) -> None:
@@ -247,8 +227,9 @@ class Rooms:
         if group is None:
             group = self._group_of[room] = Group()
         guest.member = group.join(owner.outbox, guest.ear)
-        if guest.held is not None and guest.replayed is not None:
-            self._replay_to(guest, guest.held, guest.replayed, room)
+        if guest.seam is not None:
+            for broadcast, replayed in guest.seam.messages():
+                _push(guest, frames(broadcast, replayed=replayed))
         channel = guest.seat.channel
         tracks_itself = channel is not None and channel.type == "presence"
         if guest.hears_presence or tracks_itself:
@@ -257,33 +238,13 @@ class Rooms:
         if tracks_itself:
             self._track(guest, _encode({"user_id": guest.seat.user} if guest.seat.user else {}))
 
-    def _replay_to(self, guest: _Guest, held: list[_Live], replayed: Replayed, room: RoomKey) -> None:
-        self._stop_holding(guest)
-        for broadcast in replayed.messages:
-            _push(guest, frames(broadcast, replayed=True))
-        for live in held:
-            if not _was_replayed(live, replayed):
-                _push(guest, frames(live.broadcast))
-        # What follows may be older all the same: the WAL comes later than the query.
-        self._replaying.setdefault(room, []).append(guest)
-
-    def _stop_holding(self, guest: _Guest) -> None:
-        guest.held = None
-        assert guest.seat is not None
-        holding = self._holding.get(guest.seat.room, [])
-        if guest in holding:
-            holding.remove(guest)
-            if not holding:
-                del self._holding[guest.seat.room]
-
     def leave(self, owner: RoomOwner, serial: int) -> None:
         """The channel has gone, whatever state its join is in."""
         guest = self._guests.pop((owner, serial), None)
         if guest is None or guest.seat is None:
             return
-        if guest.held is not None:
-            self._stop_holding(guest)
-        self._end_replay(guest, guest.seat.room)
+        if guest.seam is not None:
+            self._end_seam(guest, guest.seat.room)
         if guest.entry is not None:
             self._untrack(guest, guest.entry)
         if guest.member is not None:
@@ -295,12 +256,12 @@ class Rooms:
                 del self._group_of[room]
         self._directory.leave(guest.seat)
 
-    def _end_replay(self, guest: _Guest, room: RoomKey) -> None:
-        replaying = self._replaying.get(room, [])
-        if guest in replaying:
-            replaying.remove(guest)
-            if not replaying:
-                del self._replaying[room]
+    def _end_seam(self, guest: _Guest, room: RoomKey) -> None:
+        guest.seam = None
+        guests = self._seams[room]
+        guests.remove(guest)
+        if not guests:
+            del self._seams[room]
 
     def refreshed(self, owner: RoomOwner, serial: int, claims: Claims) -> None:
         """A joined topic has new claims: judge again whether it may stay."""
@@ -423,30 +384,28 @@ class Rooms:
     # -- delivering
 
     def _deliver(self, broadcast: Broadcast, sender: _Guest | None, transaction: Transaction | None = None) -> None:
-        """To everybody here but the sender, if it did not ask for its own. ``transaction``: see ``_Live``."""
+        """To everybody here but the sender, if it did not ask for its own. ``transaction``: see ``Live``."""
         room = broadcast.room
-        for guest in self._holding.get(room, ()):
-            if guest.held is not None:
-                guest.held.append(_Live(broadcast, transaction))
-        group = self._group_of.get(room)
-        if group is None:
-            return
-        without: Sequence[GroupMember] = ()
+        without: list[GroupMember] = []
         if sender is not None and not sender.own and sender.member is not None:
-            without = (sender.member,)
-        if room in self._replaying and broadcast.seq is not None:
-            without = [*without, *self._had_it(_Live(broadcast, transaction), room)]
-        self.groups.push(group, frames(broadcast), without)
+            without.append(sender.member)
+        if room in self._seams:
+            without += self._had_it(Live(broadcast, transaction), room)
+        group = self._group_of.get(room)
+        if group is not None:
+            self.groups.push(group, frames(broadcast), without)
 
-    def _had_it(self, live: _Live, room: RoomKey) -> Iterator[GroupMember]:
-        """Members to whom it was replayed, or for whom it is too old."""
-        for guest in list(self._replaying[room]):
-            assert guest.replayed is not None
-            if _was_replayed(live, guest.replayed):
-                if guest.member is not None:
-                    yield guest.member
-            elif live.transaction is not None and settled(live.transaction, guest.replayed.snapshot):
-                self._end_replay(guest, room)
+    def _had_it(self, live: Live, room: RoomKey) -> Iterator[GroupMember]:
+        """Members to whom it was replayed, or for whom it is too old. Keeps it for those who are not inside yet."""
+        for guest in list(self._seams[room]):
+            seam = guest.seam
+            assert seam is not None
+            if guest.member is None:
+                seam.keep(live)
+            elif seam.had(live):
+                yield guest.member
+            elif seam.is_over(live):
+                self._end_seam(guest, room)
 
     def _tell_presence(self, room: RoomKey, diff: bytes) -> None:
         group = self._group_of.get(room)
@@ -571,22 +530,6 @@ class Rooms:
                 for broadcast in found:
                     if not self._store.delivered(broadcast.id):
                         self._deliver(broadcast, None)
-
-
-def _was_replayed(live: _Live, replayed: Replayed) -> bool:
-    """Whether the replay had the message, or left it out for newer ones."""
-    broadcast, transaction = live
-    if broadcast.seq is None:
-        return False
-    if any(broadcast.id == other.id for other in replayed.messages):
-        return True
-    if not replayed.is_full:
-        return False
-    if transaction is not None:
-        return not is_live(transaction, replayed.snapshot)
-    # From a node's own hands: its transaction was a short one, so that the order of sending is that of committing.
-    oldest = replayed.messages[0].seq
-    return oldest is not None and broadcast.seq < oldest
 
 
 def _push(guest: _Guest, encoded: Frames) -> None:
