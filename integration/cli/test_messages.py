@@ -12,6 +12,7 @@ import pytest
 from integration.cli.conftest import InProcess, Walstream
 from integration.fixtures.postgres import TestDatabase
 from walstream.shell.commands import logs
+from walstream.shell.commands.own_tables import OwnTables
 
 COLUMNS = ["id", "event_type", "payload", "sender_id", "sent_at"]
 
@@ -303,6 +304,24 @@ def test_logs_follow(walstream: Walstream, run: InProcess, prepared: TestDatabas
         assert process.wait(10) == 0
         assert process.stdout.read() == ""
     slow.close()
+
+
+def test_what_is_followed_comes_once_whatever_its_time(prepared: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MOST", 6)
+    add = (
+        "insert into realtime.messages (topic, event, payload, sent_at)"
+        " select 'a', e, '1', now() + %s::interval from unnest(%s::text[]) e"
+    )
+    prepared.execute(add, ("-1 s", ["old", "older"]))
+    steps = iter([("1 year", ["future"]), ("0", ["now"]), ("-30 s", ["late"]), ("0", []), ("0", list("abcdefgh"))])
+    connection, said = prepared.connect(), list[str]()
+    followed = logs.follow(
+        OwnTables(connection, "realtime"), 1, lambda _: prepared.execute(add, next(steps)), said.append
+    )
+    pages = [[row["event_type"] for row in page] for page in itertools.islice(followed, 5)]
+    assert (len(pages[0]), pages[1:]) == (1, [["future"], ["now"], ["late"], list("defgh")])
+    assert len(said) == 1
+    connection.close()
 
 
 def test_logs_follow_ends_when_nobody_reads(walstream: Walstream, prepared: TestDatabase) -> None:

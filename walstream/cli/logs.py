@@ -49,7 +49,7 @@ def _messages(shell: Terminal, count: int, *, follow: bool) -> None:
             shell.rows(messages.latest(tables, None, count)[::-1], messages.LOG_COLUMNS)
             return
         with shell.endless() as wait:
-            for rows in logs.follow(tables, count, wait):
+            for rows in logs.follow(tables, count, wait, shell.say):
                 shell.lines(rows, messages.LOG_COLUMNS)
 
 

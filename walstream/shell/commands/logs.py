@@ -22,27 +22,41 @@ POLL_SECONDS: Final = 0.5
 OVERLAP: Final = dt.timedelta(seconds=60)
 """A message is stamped when its transaction starts, and seen when that commits: so much may lie between."""
 
+MOST: Final = 5000
+"""Messages that are read at once."""
+
 _CHUNK: Final = 64 * 1024
 
 
-def follow(tables: OwnTables, first: int, wait: Callable[[float], None]) -> Iterator[list[Row]]:
-    """The newest ``first`` messages of all topics, oldest first, then new ones for ever. Raises psycopg2.Error."""
-    now = tables.only("select now() as now")["now"]
+def follow(
+    tables: OwnTables, first: int, wait: Callable[[float], None], say: Callable[[str], None]
+) -> Iterator[list[Row]]:
+    """The newest ``first`` messages of all topics, oldest first, then new ones for ever. Raises psycopg2.Error.
+
+    ``say``: told where more came in one go than are read at once, and some are left out.
+    """
+    now = _now(tables)
     shown = messages.latest(tables, None, first)[::-1]
     # What was there and is not among the newest is not new.
-    seen = {row["id"]: row["sent_at"] for row in messages.since(tables, now - OVERLAP)}
-    seen |= {row["id"]: row["sent_at"] for row in shown}
+    seen = {row["id"]: row["sent_at"] for row in (*messages.since(tables, now - OVERLAP, MOST), *shown)}
     yield shown
-    newest = max([now, *seen.values()])
     while True:
         wait(POLL_SECONDS)
-        horizon = newest - OVERLAP
-        rows = [row for row in messages.since(tables, horizon) if row["id"] not in seen]
+        # By the server's clock, not by the newest message: a sender may have stamped one with any time.
+        horizon, now = now - OVERLAP, _now(tables)
+        found = messages.since(tables, horizon, MOST)
+        rows = [row for row in found if row["id"] not in seen]
+        if len(found) == MOST and found[0]["id"] not in seen:
+            say(f"notice: more than {MOST} messages at once: some may be left out")
         seen = {name: sent for name, sent in seen.items() if sent > horizon}
         seen |= {row["id"]: row["sent_at"] for row in rows}
-        newest = max([newest, *(row["sent_at"] for row in rows)])
         if rows:
             yield rows
+
+
+def _now(tables: OwnTables) -> dt.datetime:
+    now: dt.datetime = tables.only("select now() as now")["now"]
+    return now
 
 
 def of_file(path: Path, lines: int, wait: Callable[[float], None] | None) -> Iterator[str]:

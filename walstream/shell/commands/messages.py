@@ -159,10 +159,13 @@ def place_of(row: Row) -> Position:
     return position_of(row["sent_at"], row["seq"])
 
 
-def since(tables: OwnTables, time: dt.datetime) -> list[Row]:
-    """Messages of all topics that were sent after ``time``, oldest first, hidden ones as well."""
-    rows = tables.rows(_SHOWN + " and m.sent_at > %(time)s order by m.sent_at, m.seq", {"time": time})
-    return [_row(row) for row in rows]
+def since(tables: OwnTables, time: dt.datetime, most: int) -> list[Row]:
+    """The newest ``most`` messages of all topics that were sent after ``time``, oldest first."""
+    rows = tables.rows(
+        _SHOWN + " and not m.hidden and m.sent_at > %(time)s" + " order by m.sent_at desc, m.seq desc limit %(most)s",
+        {"time": time, "most": most},
+    )
+    return [_row(row) for row in reversed(rows)]
 
 
 def events(tables: OwnTables, channel: Channel | None, hours: int) -> list[Row]:
