@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import trio
@@ -209,3 +210,40 @@ def test_channels_and_members_are_followed(rig: Rig) -> None:
             await eventually(lambda: endings == [LOST, CHANGED, DELETED])
 
     trio.run(main)
+
+
+def test_writers_that_are_killed_lose_nothing_that_was_acked_and_hide_nothing_that_was_stored(rig: Rig) -> None:
+    channel_id = register(rig.database)
+    outcomes: dict[str, Broadcast | str] = {}
+
+    def done(event: str, outcome: Broadcast | str) -> None:
+        assert event not in outcomes
+        outcomes[event] = outcome
+
+    async def main() -> None:
+        async with running(rig):
+            sent = 0
+            for round_ in range(40):
+                for _ in range(50):
+                    event = f"own {sent}"
+                    rig.store.append(message(event), partial(done, event), channel_id=channel_id, sender="ann")
+                    sent += 1
+                if round_ % 3 == 1:
+                    rig.database.execute(
+                        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'rig (writer)'"
+                    )
+                await trio.sleep(0.01)
+            await eventually(lambda: len(outcomes) == sent)
+            send(rig.database, "last")
+            await eventually(lambda: "last" in rig.events)
+
+    trio.run(main)
+    acked = {event for event, outcome in outcomes.items() if isinstance(outcome, Broadcast)}
+    refused = outcomes.keys() - acked
+    assert acked
+    assert refused  # else nobody was killed in time
+    rows = [event for (event,) in rig.database.query("select event from realtime.messages where event <> 'last'")]
+    assert len(set(rows)) == len(rows)
+    assert acked <= set(rows)
+    heard = [event for event in rig.events if event != "last"]
+    assert sorted(heard) == sorted(set(rows) - acked)
