@@ -1,13 +1,16 @@
 """Stored broadcasts: how many a second one node stores, answered after their commit, and how long each waits.
 
 The store on a private PostgreSQL with the schema as ``init`` makes it: a registered channel, its trigger, foreign key
-and indexes, one NOTIFY per message; alone, and in a process that reads every message back from its slot and drops it,
-as a node does. What clients cost comes on top, and is measured in ``broadcast``.
+and indexes, one NOTIFY per message; alone, in a process that reads every message back from its slot and drops it, and
+as part of a daemon whose clients broadcast over sockets and are answered.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
+import selectors
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -34,6 +37,8 @@ PACED = 2000
 RUNS = 3
 ROOM = RoomKey("bench")
 TEXT = b"x" * 170
+CLIENTS = 50
+OK = b'"status":"ok"'
 
 
 def main() -> None:
@@ -53,7 +58,68 @@ def main() -> None:
                 (f"{name}: waits p50, p99", _waits(full)),
                 (f"{name}: at {PACED}/s: waits p50, p99", _waits(paced)),
             ]
+        rows += _through_sockets(dsn)
         rig.report(f"stored broadcasts, {SENDERS} senders with one under way each, 200 bytes", rows)
+
+
+def _through_sockets(dsn: str) -> list[tuple[str, str]]:
+    """A daemon's clients, each alone on a registered channel of its own, send again whenever they are answered."""
+    rig.execute(dsn, f"insert into realtime.channels (slug, name) select n, n from generate_series(1, {CLIENTS}) n")
+    daemon = rig.Daemon(dsn, rig.free_port(), max_messages_per_second="0")
+    try:
+        sockets = {_enter(daemon.port, f"realtime:{n}"): f"realtime:{n}" for n in range(1, CLIENTS + 1)}
+        rates, used = [], []
+        for _ in range(RUNS):
+            cpu = daemon.cpu_seconds()
+            rates.append(MESSAGES / _exchange(sockets))
+            used.append((daemon.cpu_seconds() - cpu) / MESSAGES)
+    finally:
+        daemon.stop()
+    return [
+        ("over sockets: messages/s", f"{rig.median(rates):,.0f}"),
+        ("over sockets: processor time per message", f"{rig.median(used) * 1e6:.0f} us"),
+    ]
+
+
+def _enter(port: int, topic: str) -> socket.socket:
+    raw = rig.connect(port)
+    config = {"broadcast": {"ack": True}, "presence": {"enabled": False}, "postgres_changes": [], "private": False}
+    raw.sendall(rig.masked(json.dumps(["1", "1", topic, "phx_join", {"config": config}])))
+    seen = b""
+    while OK not in seen:
+        more = raw.recv(65536)
+        if not more or b'"status":"error"' in seen:
+            raise RuntimeError(f"join failed: {seen!r}")
+        seen += more
+    return raw
+
+
+def _exchange(sockets: dict[socket.socket, str]) -> float:
+    """Send ``MESSAGES`` in all, ``SENDERS`` under way at once. Returns the seconds until the last one is answered."""
+    selector = selectors.DefaultSelector()
+    frames = {}
+    for raw, topic in sockets.items():
+        payload = {"type": "broadcast", "event": "message", "payload": {"n": 1, "text": TEXT.decode()}}
+        frames[raw] = rig.masked(json.dumps(["1", "2", topic, "broadcast", payload]))
+        selector.register(raw, selectors.EVENT_READ, raw)
+    share = SENDERS // len(sockets)
+    started = time.perf_counter()
+    for raw, frame in frames.items():
+        raw.sendall(frame * share)
+    sent, answered = share * len(sockets), 0
+    while answered < MESSAGES:
+        for key, _ in selector.select(30):
+            data = key.data.recv(1 << 16)
+            count = data.count(OK)
+            if b'"status":"error"' in data or not data:
+                raise RuntimeError(f"not stored: {data[:300]!r}")
+            answered += count
+            again = min(count, MESSAGES - sent)
+            if again > 0:
+                key.data.sendall(frames[key.data] * again)
+                sent += again
+    selector.close()
+    return time.perf_counter() - started
 
 
 _numbers = itertools.count()
