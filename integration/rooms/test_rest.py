@@ -107,3 +107,14 @@ def test_a_message_that_does_not_fit_the_channels_schema_is_refused_with_the_rea
     assert (status, answer["error"]) == (422, "payload_invalid")
     assert "'n' is a required property" in answer["message"]
     assert post(node, "/api/broadcast/rest-form/events/e", {"n": 1}) == (202, None)
+
+
+def test_a_batch_to_a_stored_room_keeps_its_order_and_shares_commits(node: Node) -> None:
+    register(node, "rest-many")
+    messages = [{"topic": "rest-many", "event": str(n), "payload": {}} for n in range(1000)]
+    assert post(node, "/api/broadcast", {"messages": messages}) == (202, None)
+    rows = node.database.query(
+        "select event, sent_at from realtime.messages where topic = 'rest-many' order by sent_at, seq"
+    )
+    assert [event for event, _ in rows] == [str(n) for n in range(1000)]
+    assert len({sent_at for _, sent_at in rows}) < 20

@@ -25,6 +25,7 @@ from walstream.shell.channels.directory import (
     UNREACHED,
     Directory,
 )
+from walstream.shell.channels.seats import Seat
 from walstream.shell.database.channel_rows import Rows
 
 GENERAL = RoomKey("general")
@@ -466,5 +467,21 @@ def test_a_seat_is_what_the_newest_row_says_whatever_arrives_when(steps: list[st
         expected = "member" if rows.member_rows else None
         muted = bool(rows.member_rows and rows.member_rows[0]["muted"])
         assert [(guest.seat.role, guest.seat.muted) for guest in guests] == [(expected, muted)] * len(guests)
+
+    serving(rows, test)
+
+
+@pytest.mark.parametrize("answer_comes", [False, True])
+def test_who_stops_waiting_leaves_no_seat(answer_comes: bool) -> None:
+    rows = FakeRows([channel()])
+
+    async def test(directory: Directory) -> None:
+        assert isinstance(await directory.seat(RoomKey("lobby"), claims("ann")), Seat)
+        rows.hangs = not answer_comes
+        with trio.move_on_after(0 if answer_comes else 0.5):
+            await directory.seat(GENERAL, claims("ann"))
+        rows.hangs = False
+        await settle(3)
+        assert list(directory._topics) == ["lobby"]
 
     serving(rows, test)

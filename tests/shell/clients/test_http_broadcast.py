@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -36,6 +37,10 @@ class Publisher:
         await trio.lowlevel.checkpoint()
         self.sent.append((claims.sub, broadcast, persist))
         return self.codes.get(broadcast.room.subtopic, "")
+
+    async def publish_all(self, claims: Claims, broadcasts: Sequence[Broadcast]) -> list[str]:
+        assert len({broadcast.room for broadcast in broadcasts}) == 1
+        return [await self.publish(claims, broadcast) for broadcast in broadcasts]
 
 
 def post(

@@ -162,6 +162,29 @@ class Directory:
         else:
             answered(verdict if isinstance(verdict, str) else self._seated(room, claims, verdict, ended))
 
+    async def seat(self, room: RoomKey, claims: Claims) -> Seat | str:
+        """As ``ask``, for whoever can wait. Cancelled, it leaves no seat behind."""
+        answers: list[Seat | str] = []
+        answered = trio.Event()
+        is_wanted = True
+
+        def take(answer: Seat | str) -> None:
+            answers.append(answer)
+            answered.set()
+            if not is_wanted and isinstance(answer, Seat):
+                self.leave(answer)
+
+        self.ask(room, claims, take)
+        try:
+            await answered.wait()
+        except trio.Cancelled:
+            is_wanted = False
+            for answer in answers:
+                if isinstance(answer, Seat):
+                    self.leave(answer)
+            raise
+        return answers[0]
+
     def leave(self, seat: Seat) -> None:
         """Give a seat back. Nothing happens with one that has ended."""
         if seat.is_left:

@@ -337,35 +337,37 @@ class Rooms:
 
         Cancelled, it may still be sent.
         """
-        verdict: Seat | str = ""
-        judged = trio.Event()
+        return (await self.publish_all(claims, [broadcast], persist=persist))[0]
 
-        def answered(answer: Seat | str) -> None:
-            nonlocal verdict
-            verdict = answer
-            judged.set()
-
-        self._directory.ask(broadcast.room, claims, answered)
-        await judged.wait()
-        if isinstance(verdict, str):
-            return UNAUTHORIZED if verdict.startswith("Unauthorized") else "unable_to_connect_to_project"
-        seat: Seat = verdict
+    async def publish_all(
+        self, claims: Claims, broadcasts: Sequence[Broadcast], *, persist: bool | int = False
+    ) -> list[str]:
+        """As ``publish``, for messages to one room, at least one, in their order: what is stored shares commits."""
+        seat = await self._directory.seat(broadcasts[0].room, claims)
+        if isinstance(seat, str):
+            code = UNAUTHORIZED if seat.startswith("Unauthorized") else "unable_to_connect_to_project"
+            return [code] * len(broadcasts)
+        codes = [""] * len(broadcasts)
+        waiting = set(range(len(broadcasts)))
         sent = trio.Event()
-        outcome: Broadcast | str = ""
 
-        def done(result: Broadcast | str) -> None:
-            nonlocal outcome
-            outcome = result
+        def done(number: int, result: Broadcast | str) -> None:
             if isinstance(result, Broadcast):
                 self._deliver(result, None)
-            sent.set()
+            else:
+                codes[number] = result
+            waiting.discard(number)
+            if not waiting:
+                sent.set()
 
         try:
-            self._send(seat, msgspec.structs.replace(broadcast, room=seat.room), done, persist=persist)
+            for number, broadcast in enumerate(broadcasts):
+                moved = msgspec.structs.replace(broadcast, room=seat.room)
+                self._send(seat, moved, partial(done, number), persist=persist)
             await sent.wait()
         finally:
             self._directory.leave(seat)
-        return outcome if isinstance(outcome, str) else ""
+        return codes
 
     async def _moderate(self, guest: _Guest, seat: Seat, push: ModerationPush, asked: ClientMessage | None) -> None:
         done = await self._moderation.perform(seat, push.action, push.params)

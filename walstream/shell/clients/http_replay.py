@@ -12,7 +12,6 @@ from functools import partial
 from typing import Final
 
 import msgspec
-import trio
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,7 +25,6 @@ from walstream.errors import WalstreamError
 from walstream.rooms import RoomKey
 from walstream.shell.channels.directory import Directory
 from walstream.shell.channels.message_store import MessageStore
-from walstream.shell.channels.seats import Seat
 from walstream.shell.clients.http_app import json_response
 from walstream.shell.clients.http_requests import PREFIXES, claims_of, path_parts, refusal
 from walstream.shell.database.message_rows import Kept, Page
@@ -67,7 +65,7 @@ async def _replay(
     if not (said.isascii() and said.isdecimal()) or len(said) > 9 or not 0 < int(said) <= LIMIT_MAX:
         return refusal(400, "invalid_limit", f"limit: {said[:100]!r}", f"limit is a whole number from 1 to {LIMIT_MAX}")
     wanted = _room(directory, name, private=query.get("private") == "true")
-    seat = await _seat(directory, wanted, claims)
+    seat = await directory.seat(wanted, claims)
     if isinstance(seat, str):
         return _no_seat(seat)
     try:
@@ -92,30 +90,6 @@ def _room(directory: Directory, name: str, *, private: bool) -> RoomKey:
             return channel.room
         name = name.removeprefix(PREFIX)
     return RoomKey(name, private)
-
-
-async def _seat(directory: Directory, room: RoomKey, claims: Claims) -> Seat | str:
-    answers: list[Seat | str] = []
-    answered = trio.Event()
-    is_wanted = True
-
-    def take(answer: Seat | str) -> None:
-        if is_wanted:
-            answers.append(answer)
-            answered.set()
-        elif isinstance(answer, Seat):
-            directory.leave(answer)
-
-    try:
-        directory.ask(room, claims, take)
-        await answered.wait()
-    except trio.Cancelled:
-        is_wanted = False
-        for answer in answers:
-            if isinstance(answer, Seat):
-                directory.leave(answer)
-        raise
-    return answers[0]
 
 
 def _rejected(rejection: Rejection) -> Response:
