@@ -26,7 +26,7 @@ class Line:
     def __init__(self, connection: PgConnection) -> None:
         self.connection = connection
         self._threads = trio.CapacityLimiter(2)  # a goodbye may queue behind a statement that was given up
-        self._under_way = 0
+        self._under_way: set[object] = set()  # threads take themselves out: a set does that at one go, a number not
 
     @classmethod
     async def open(cls, open_connection: Callable[[], PgConnection]) -> Line:
@@ -51,14 +51,15 @@ class Line:
         Raises DatabaseUnreachable, also where no answer comes within ``seconds``, or DatabaseRefused. Cancelling it
         leaves the statement to itself: whether it took effect is unknown.
         """
+        this = object()
 
         def call() -> T:
+            self._under_way.add(this)
             try:
                 return work(self.connection)
             finally:
-                self._under_way -= 1
+                self._under_way.discard(this)
 
-        self._under_way += 1
         try:
             with trio.fail_after(seconds):
                 return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
