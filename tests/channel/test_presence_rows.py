@@ -190,3 +190,17 @@ def test_a_batch_is_bounded_in_bytes_too() -> None:
     assert [row.key.user_id for row in flush(rows)[0]] == ["a"]
     assert [row.key.user_id for row in flush(rows)[0]] == ["b"]
     assert [row.key.user_id for row in flush(rows)[0]] == ["c"]
+
+
+def test_a_write_that_failed_may_have_taken_effect() -> None:
+    rows = rows_of("ada")
+    flush(rows)
+    rows.changed(entry("ada", b'{"x":1}'), "ada", 1.0)
+    assert len(rows.pending(9)[0]) == 1  # and nobody says that it was written
+    rows.changed(entry("ada", b"{}"), "ada", 2.0)
+    assert flush(rows) == ([PresenceRow(RowKey("ada", "lobby"), "online", b"{}")], [])
+    rows.changed(entry("eve"), "eve", 3.0)
+    rows.pending(9)
+    rows.changed(entry("eve", None), None, 4.0)
+    assert flush(rows) == ([], [RowKey("eve", "lobby")])
+    assert rows.pending(9) == ([], [])

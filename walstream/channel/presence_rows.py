@@ -128,6 +128,8 @@ class PresenceRows:
                 size += len(row.metadata)
             if len(rows) + len(gone) == limit:
                 break
+        for key in (*(row.key for row in rows), *gone):
+            self._written[key] = None  # until ``wrote``: a write that fails may have taken effect all the same
         return rows, gone
 
     def wrote(self, rows: list[PresenceRow], gone: list[RowKey]) -> None:
