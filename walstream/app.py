@@ -199,7 +199,7 @@ class Daemon:
             self.books, config.schema, node, outside=lambda entries: self.rooms.outside(entries)
         )
         self.bus.also(f"{config.schema}:presence", self.presence_mirror.notified, self.presence_mirror.again)
-        self.writer = Database(config.database_url, f"{APPLICATION_NAME} (messages)", size=1)
+        self.writer = Database(config.database_url, f"{APPLICATION_NAME} (messages)", size=2)
         self.store = MessageStore(self.database, self.writer, config.schema, self.bus)
         self.feed = self.pipeline.feed = WalFeed(self.directory, self.store, FileSpill)
         self.relay = Relay(self.bus, is_deaf=lambda: self.health.reader == "standby")
