@@ -208,13 +208,8 @@ def join(raw: socket.socket, topic: str, items: Sequence[dict[str, object]], ref
         seen += more
 
 
-def read_all(
-    sockets: list[socket.socket], expected: int, mark: bytes = b'"postgres_changes"', pause: float = 0.0
-) -> int:
-    """Read until every socket has had ``expected`` frames with ``mark``. Returns the bytes of all of them.
-
-    ``pause``: seconds between two rounds, for measurements that need the processor for something else.
-    """
+def read_all(sockets: list[socket.socket], expected: int, mark: bytes = b'"postgres_changes"') -> int:
+    """Read until every socket has had ``expected`` frames with ``mark``. Returns the bytes of all of them."""
     selector = selectors.DefaultSelector()
     seen = dict.fromkeys(sockets, 0)
     tails = dict.fromkeys(sockets, b"")
@@ -223,7 +218,6 @@ def read_all(
     total, left = 0, len(sockets)
     deadline = time.monotonic() + 120
     while left:
-        time.sleep(pause)
         if time.monotonic() > deadline:
             raise RuntimeError(f"{left} sockets still wait for frames")
         for key, _ in selector.select(1):
