@@ -109,6 +109,21 @@ def test_public_and_private_rooms_of_one_name_are_two(daemon: Daemon) -> None:
             outside.expect("broadcast", room, seconds=0.05)
 
 
+def test_a_client_has_a_message_kept_in_a_private_room(daemon: Daemon) -> None:
+    room = next(_rooms)
+    config = {"private": True, "broadcast": {"ack": True, "self": True}}
+    with official_client("supabase-js", daemon.url, token("service_role")) as client:
+        client.join(room, GREETINGS, config=config)
+        client.do("send", room, event="greet", payload={"n": 1}, persist={"ttl": 600})
+        client.do("send", room, event="greet", payload={"n": 2})
+        live = [client.expect("broadcast", room)["message"] for _ in range(2)]
+        assert {message["payload"]["n"]: "meta" in message for message in live} == {1: True, 2: False}
+    replay = {"since": 0, "limit": 5}
+    with official_client("realtime-js", daemon.url, token("service_role")) as again:
+        again.join(room, GREETINGS, config={"private": True, "broadcast": {"replay": replay}})
+        assert again.expect("broadcast", room)["message"]["payload"] == {"n": 1}
+
+
 @pytest.mark.parametrize("name", SUPABASE)
 def test_nobody_joins_a_private_room_without_permission(clients: dict[str, OfficialClient], name: str) -> None:
     room = next(_rooms)
