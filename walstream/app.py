@@ -151,6 +151,7 @@ class Daemon:
         self.directory = Directory(Rows(self.database, config.schema))
         self.rooms = self._make_rooms()
         self.feed.on_message = self.rooms.stored
+        self.feed.on_commit = self.rooms.passed
         self.feed.on_channels_changed = self.relay.channels
         self.guests = ConnectionReport(self.books, config.schema, self.health.node, config.heartbeat_seconds)
         self.edge = self._make_edge()

@@ -378,7 +378,25 @@ def test_between_replay_and_live_nothing_is_missing_and_nothing_twice(is_full: b
             old = [] if is_full else [3]
             older = [] if is_full else [2]
             assert ada.heard() == [4, 5, *old, 7, *older, 6, 8]
-            assert not here.rooms._seams  # what follows in the WAL is new for everybody
+            here.rooms.passed(transaction(40))
+            await trio.sleep(2)
+            assert here.rooms._seams
+            here.rooms.passed(transaction(80))  # what follows in the WAL is new for everybody
+            assert not here.rooms._seams
+
+    settled(main)
+
+
+def test_a_node_that_does_not_read_the_wal_forgets_replays_as_well() -> None:
+    async def main() -> None:
+        async with world(channel("hall")) as (here, _, _):
+            ada = Client(here, "1")
+            replaying(here, Replayed([], snapshot(55), is_full=False), lambda: None)
+            ada.join(broadcast={"replay": {"since": 0}})
+            await trio.sleep(300)
+            assert here.rooms._seams
+            await trio.sleep(600)
+            assert not here.rooms._seams
 
     settled(main)
 

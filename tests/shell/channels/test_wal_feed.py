@@ -51,7 +51,9 @@ class Parts:
         self.store = MessageStore(database, database, "realtime", bus)
         self.feed = WalFeed(self.directory, self.store, ListSpill)
         self.heard: list[Broadcast] = []
+        self.commits: list[int] = []
         self.feed.on_message = lambda broadcast, _: self.heard.append(broadcast)
+        self.feed.on_commit = lambda committed: self.commits.append(committed.xid)
         self.feed.opened(snapshot(100), STARTED, missed=False)
 
     def commit(self, xid: int, *rows: Change) -> None:
@@ -196,9 +198,11 @@ def test_a_large_transaction_goes_outside_memory_and_what_follows_waits_for_it(m
             for n in range(1701, 2501):
                 parts.commit(n, message(str(n), n))
             assert parts.heard == []
+            assert parts.commits == []  # what it brought is not delivered yet
             assert len(parts.feed._tail.memory) < 600
             await trio.testing.wait_all_tasks_blocked()
             parts.commit(3000, message("2501", 2501))
+            assert parts.commits == [3000]
             nursery.cancel_scope.cancel()
         assert parts.events == [str(n) for n in range(1, 2502)]
         assert ListSpill.made > 2

@@ -51,6 +51,12 @@ from walstream.shell.delivery.outbox import Outbox
 REPLAY_SECONDS: Final = 5.0
 """How long a join waits for its replay: clients give up after ten."""
 
+SEAMS_SECONDS: Final = 1.0
+"""Between looks for replays that are over."""
+
+SEAM_SECONDS_MAX: Final = 600.0
+"""A node that stands by does not read the WAL, and nothing tells it that a replay is over."""
+
 LOOKUP_MAX: Final = 500
 
 REPLAY_OF_PUBLIC: Final = "UnableToReplayMessages: Replay is not allowed for public channels"
@@ -138,6 +144,7 @@ class Rooms:
         self.groups = Groups()
         self._group_of: dict[RoomKey, Group] = {}
         self._guests: dict[tuple[RoomOwner, int], _Guest] = {}
+        self._seams_due = 0.0
         self._seams: dict[RoomKey, list[_Guest]] = {}  # to whom some of what comes may have been replayed
         self.presences = Presences(bus, mirror, tell=self._tell_presence, size=self.size)
         self._lookups: dict[str, None] = {}
@@ -193,7 +200,7 @@ class Rooms:
         elif verdict.channel is None and not verdict.room.private:
             self._refuse(guest, refused, REPLAY_OF_PUBLIC)
         elif self._nursery is not None:
-            guest.seam = Seam()
+            guest.seam = Seam(trio.current_time())
             self._seams.setdefault(verdict.room, []).append(guest)
             self._nursery.start_soon(self._fetch_replay, guest, verdict, replay, admitted, refused)
 
@@ -406,8 +413,23 @@ class Rooms:
                 seam.keep(live)
             elif seam.had(live):
                 yield guest.member
-            elif seam.is_over(live):
-                self._end_seam(guest, room)
+
+    def passed(self, transaction: Transaction) -> None:
+        """The WAL has been read up to this commit."""
+        if self._seams and trio.current_time() >= self._seams_due:
+            self._end_seams(transaction)
+
+    def _end_seams(self, transaction: Transaction | None) -> None:
+        """Forget replays that nothing old can follow any more."""
+        now = trio.current_time()
+        self._seams_due = now + SEAMS_SECONDS
+        for room, guests in list(self._seams.items()):
+            for guest in list(guests):
+                seam = guest.seam
+                if seam is None or guest.member is None:
+                    continue
+                if seam.began < now - SEAM_SECONDS_MAX or (transaction is not None and seam.is_over(transaction)):
+                    self._end_seam(guest, room)
 
     def _tell_presence(self, room: RoomKey, diff: bytes) -> None:
         group = self._group_of.get(room)
@@ -514,6 +536,8 @@ class Rooms:
                 with trio.move_on_at(due if due is not None else trio.current_time() + 60.0):
                     await self.groups.wake.wait()
                 due = self.presences.commit(trio.current_time())
+                if self._seams and trio.current_time() >= self._seams_due + SEAM_SECONDS_MAX / 10:
+                    self._end_seams(None)
                 await self.groups.flush()
 
     async def _look_up(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from walstream.history.visibility import is_live, settled
-from walstream.model import Transaction
+from walstream.model import Snapshot, Transaction
 from walstream.rooms import Broadcast
 from walstream.shell.channels.message_store import Replayed
 
@@ -23,14 +23,20 @@ class Live(NamedTuple):
 
 
 class Seam:
-    """One member's replay. ``answer`` comes once; before it everything that comes live is to be kept."""
+    """One member's replay. ``answer`` comes once; before it everything that comes live is to be kept.
 
-    __slots__ = ("_held", "_ids", "_replayed")
+    ``began``: the clock of whoever made it.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_held", "_ids", "_messages", "_oldest", "_snapshot", "began")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
         self._held: list[Live] = []
-        self._replayed: Replayed | None = None
+        self._messages: list[Broadcast] = []
         self._ids: frozenset[str] = frozenset()
+        self._snapshot: Snapshot | None = None
+        self._oldest: int | None = None  # of the window, where older messages were left out
 
     def keep(self, live: Live) -> None:
         """Something came before the member is inside."""
@@ -38,33 +44,32 @@ class Seam:
 
     def answer(self, replayed: Replayed) -> None:
         """What the database has."""
-        self._replayed = replayed
+        self._messages = replayed.messages
+        self._snapshot = replayed.snapshot
         self._ids = frozenset(broadcast.id for broadcast in replayed.messages)
+        self._oldest = replayed.messages[0].seq if replayed.is_full else None
 
     def messages(self) -> Iterator[tuple[Broadcast, bool]]:
-        """What the member gets as it enters, in order; True for what is replayed."""
-        if self._replayed is not None:
-            yield from ((broadcast, True) for broadcast in self._replayed.messages)
-        yield from ((live.broadcast, False) for live in self._held if not self.had(live))
-        self._held = []
+        """What the member gets as it enters, in order; True for what is replayed. Nothing of it is kept."""
+        replayed, self._messages = self._messages, []
+        held, self._held = self._held, []
+        yield from ((broadcast, True) for broadcast in replayed)
+        yield from ((live.broadcast, False) for live in held if not self.had(live))
 
     def had(self, live: Live) -> bool:
         """Whether the replay had a message, or left it out for newer ones."""
         broadcast, transaction = live
-        replayed = self._replayed
-        if broadcast.seq is None or replayed is None:
+        if broadcast.seq is None or self._snapshot is None:
             return False
         if broadcast.id in self._ids:
             return True
-        if not replayed.is_full:
+        if self._oldest is None:
             return False
         if transaction is not None:
-            return not is_live(transaction, replayed.snapshot)
+            return not is_live(transaction, self._snapshot)
         # From a node's own hands: its transaction was a short one, so that the order of sending is that of committing.
-        oldest = replayed.messages[0].seq
-        return oldest is not None and broadcast.seq < oldest
+        return broadcast.seq < self._oldest
 
-    def is_over(self, live: Live) -> bool:
-        """Whether all that follows a message is new."""
-        transaction, replayed = live.transaction, self._replayed
-        return transaction is not None and replayed is not None and settled(transaction, replayed.snapshot)
+    def is_over(self, transaction: Transaction) -> bool:
+        """Whether all that the WAL brings after this transaction is new."""
+        return self._snapshot is not None and settled(transaction, self._snapshot)

@@ -62,6 +62,7 @@ class WalFeed:
 
     ``on_message`` gets every stored message that is live and was not delivered here yet, in commit order, with its
     transaction, or None for one that waited for its turn.
+    ``on_commit`` is called for transactions up to which everything is delivered.
     ``on_channels_changed`` is called after a commit that changed channels or members. ``new_spill``: a sequence of
     changes outside memory.
     """
@@ -71,6 +72,7 @@ class WalFeed:
     def __init__(self, directory: Directory, store: MessageStore, new_spill: Callable[[], Spill]) -> None:
         self.on_message: Callable[[Broadcast, Transaction | None], None] = lambda broadcast, transaction: None
         self.on_channels_changed: Callable[[], None] = lambda: None
+        self.on_commit: Callable[[Transaction], None] = lambda transaction: None
         self.delivered = 0
         self._directory = directory
         self._store = store
@@ -135,16 +137,16 @@ class WalFeed:
             self._directory.applied(transaction, self._server_start)
             if self._is_live(transaction):
                 self.on_channels_changed()
-        if not len(self._open):
-            return
-        rows = self._open
-        self._open = _Rows(self._new_spill)
-        if not self._is_live(transaction):
-            return
-        if not self._is_busy and len(rows) <= SLICE:
-            self._deliver(rows.memory, transaction)
-            return
-        self._queue(rows)
+        if len(self._open):
+            rows = self._open
+            self._open = _Rows(self._new_spill)
+            if self._is_live(transaction):
+                if self._is_busy or len(rows) > SLICE:
+                    self._queue(rows)
+                else:
+                    self._deliver(rows.memory, transaction)
+        if not self._is_busy:
+            self.on_commit(transaction)
 
     def _is_live(self, transaction: Transaction) -> bool:
         if self._late is not None:
