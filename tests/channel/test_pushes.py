@@ -71,6 +71,13 @@ def test_presence() -> None:
     assert isinstance(read_presence(text({"event": "track", "payload": []}, "presence")), Misread)
 
 
+def test_nobody_can_send_others_what_is_no_text() -> None:
+    content = b'{"event":"track","payload":{"a":"\xff"}}'
+    assert isinstance(read_presence(ClientMessage(TOPIC, "presence", content, encoding=Encoding.RAW)), Misread)
+    with pytest.raises(ProtocolError):
+        codec(VSN_2).decode(bytes((3, 1, 1, 14, 1, 0, 1)) + b"17realtime:room1e" + b'{"a":"\xff"}')
+
+
 def test_moderation() -> None:
     assert read_moderation(text({"action": "a", "id": 1})) == ModerationPush("a", {"id": 1})
     assert isinstance(read_moderation(text({"action": 1})), Misread)
@@ -112,4 +119,8 @@ def test_whatever_comes_as_bytes_is_read(rest: bytes) -> None:
         except ProtocolError:
             continue
         for read in (read_broadcast, read_presence, read_moderation):
-            read(message)
+            push = read(message)
+            if isinstance(push, PresencePush) and push.meta is not None:
+                push.meta.decode("utf-8")
+            if isinstance(push, BroadcastPush) and not push.binary:
+                (push.whole + push.payload).decode("utf-8")

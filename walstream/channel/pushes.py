@@ -80,8 +80,10 @@ def read_broadcast(message: ClientMessage) -> BroadcastPush | Misread:
 
 
 def read_presence(message: ClientMessage) -> PresencePush | Misread:
-    """A ``presence`` push: track or untrack."""
+    """A ``presence`` push: track or untrack. One in a binary frame has to be text all the same: others get it as such."""
     try:
+        if message.encoding is Encoding.RAW:
+            message.payload.decode("utf-8")
         members = _decode_members(message.payload)
     except (ValueError, RecursionError):
         return _NOTHING
