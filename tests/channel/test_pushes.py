@@ -74,6 +74,8 @@ def test_presence() -> None:
 def test_nobody_can_send_others_what_is_no_text() -> None:
     content = b'{"event":"track","payload":{"a":"\xff"}}'
     assert isinstance(read_presence(ClientMessage(TOPIC, "presence", content, encoding=Encoding.RAW)), Misread)
+    deep = b'{"event":"track","payload":{"a":' + b"[" * 200 + b"]" * 200 + b"}}"
+    assert isinstance(read_presence(ClientMessage(TOPIC, "presence", deep, encoding=Encoding.RAW)), Misread)
     with pytest.raises(ProtocolError):
         codec(VSN_2).decode(bytes((3, 1, 1, 14, 1, 0, 1)) + b"17realtime:room1e" + b'{"a":"\xff"}')
 

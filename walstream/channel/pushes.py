@@ -11,7 +11,7 @@ import msgspec
 
 from walstream.errors import ProtocolError
 from walstream.protocol.binary import Encoding
-from walstream.protocol.phoenix import ClientMessage, decode_json
+from walstream.protocol.phoenix import ClientMessage, check_nesting, decode_json
 
 TTL_SECONDS_MAX: Final = 10 * 365 * 86_400
 
@@ -80,12 +80,13 @@ def read_broadcast(message: ClientMessage) -> BroadcastPush | Misread:
 
 
 def read_presence(message: ClientMessage) -> PresencePush | Misread:
-    """A ``presence`` push: track or untrack. One in a binary frame has to be text all the same: others get it as such."""
+    """A ``presence`` push: track or untrack. Others get it as text, also where it came in a binary frame."""
     try:
         if message.encoding is Encoding.RAW:
             message.payload.decode("utf-8")
+            check_nesting(message.payload)
         members = _decode_members(message.payload)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, ProtocolError):
         return _NOTHING
     if "event" not in members:
         return _NOTHING

@@ -181,11 +181,12 @@ def _reply(status: str, response: bytes) -> bytes:
 
 def _message(frame: _ObjectFrame | _ArrayFrame) -> ClientMessage:
     payload = bytes(frame.payload)
-    _check_nesting(payload)
+    check_nesting(payload)
     return ClientMessage(frame.topic, frame.event, payload, frame.ref, frame.join_ref)
 
 
-def _check_nesting(text: bytes) -> None:
+def check_nesting(text: bytes) -> None:
+    """Raises ProtocolError for JSON text that is nested deeper than other ends can read."""
     if text.count(b"[") + text.count(b"{") <= NESTING_MAX:
         return
     brackets = _STRINGS.sub(b"", text).translate(None, _NOT_BRACKETS)
@@ -218,7 +219,7 @@ def _decode_broadcast(data: bytes) -> ClientMessage:
     if encoding is Encoding.JSON:
         # It is forwarded as it is, and a client that cannot parse it would throw in its message handler.
         decode_json(payload)
-        _check_nesting(payload)
+        check_nesting(payload)
     if metadata and not isinstance(decode_json(metadata), dict):
         raise ProtocolError("the metadata of a binary broadcast is no object")
     return ClientMessage(
