@@ -29,6 +29,11 @@ def item(**members: object) -> ChangeItem:
     return found
 
 
+def test_a_presence_key_is_bounded() -> None:
+    config = parse({"presence": {"key": "k" * 1001}})
+    assert (config.presence.key, config.complaints) == ("", ("presence.key is too long",))
+
+
 def test_who_says_broadcast_decodes_bytes() -> None:
     assert parse({"broadcast": {}}).hears_bytes
     assert not parse({"presence": {}}).hears_bytes

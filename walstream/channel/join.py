@@ -18,6 +18,9 @@ from walstream.protocol.shapes import Shape
 ITEMS_MAX: Final = 500
 """``postgres_changes`` items of one join; each costs work at every change of its table."""
 
+KEY_MAX: Final = 1000
+"""Characters of a presence key, which everybody in the room gets."""
+
 WAIT_SECONDS: Final = 15.0
 WAIT_SECONDS_MAX: Final = 20.0
 REPLAY_LIMIT: Final = 10
@@ -242,6 +245,9 @@ def _replay(raw: bytes) -> tuple[Replay | None, str]:
 def _presence(members: _Members, complaints: list[str]) -> PresenceConfig:
     key = _value(members.get("key", b"null"))
     text = key if isinstance(key, str) else "" if key is None else _encode(key).decode("utf-8")
+    if len(text) > KEY_MAX:
+        complaints.append("presence.key is too long")
+        text = ""
     return PresenceConfig(text, _boolean(members, "enabled", complaints))
 
 

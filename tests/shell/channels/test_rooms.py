@@ -229,6 +229,7 @@ def test_public_and_private_are_two_rooms() -> None:
     [
         (BroadcastPush("say", b'"' + b"x" * MAX_BYTES + b'"'), "payload_size_exceeded"),
         (BroadcastPush("typed", b'"no number"'), "payload_invalid"),
+        (BroadcastPush("e" * 1001, b"7"), "payload_invalid"),
         (BroadcastPush("typed", b"7"), ""),
     ],
 )

@@ -59,6 +59,9 @@ SEAM_SECONDS_MAX: Final = 600.0
 
 LOOKUP_MAX: Final = 500
 
+EVENT_MAX: Final = 1000
+"""Characters of an event's name."""
+
 REPLAY_OF_PUBLIC: Final = "UnableToReplayMessages: Replay is not allowed for public channels"
 REPLAY_FAILED: Final = "UnableToReplayMessages: Realtime was unable to replay messages"
 TRACK_TOO_LARGE: Final = "Track message size exceeded"
@@ -317,6 +320,9 @@ class Rooms:
             return
         if max(len(broadcast.payload), len(broadcast.whole)) > self._max_bytes:
             done(TOO_LARGE)
+            return
+        if len(broadcast.event) > EVENT_MAX:
+            done(f"{INVALID}: an event has at most {EVENT_MAX} characters")
             return
         channel = seat.channel
         if channel is not None:
