@@ -5,6 +5,7 @@ A subclass opens nodes of one world. Waits end by events, never by a guess.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -108,15 +109,15 @@ def _has_heard(node: Running, sender: Running, wanted: list[str]) -> bool:
     return node.ear.heard(sender.node) == wanted
 
 
-class BusContract:
+class BusContract(ABC):
     """Inherit, and open buses of one world by ``make``."""
 
-    def make(self, name: str) -> Bus:
-        raise NotImplementedError
+    @abstractmethod
+    def make(self, name: str) -> Bus: ...
 
+    @abstractmethod
     def commit(self, pairs: list[tuple[str, str]]) -> None:
         """What a transaction that carries the pairs does."""
-        raise NotImplementedError
 
     def test_items_arrive_in_the_order_of_their_publishing_at_every_other_node_and_not_at_home(self) -> None:
         async def main() -> None:
