@@ -65,7 +65,7 @@ from walstream.shell.clients.key_sets import load_key_set
 from walstream.shell.clients.limits import EdgeLimits, raise_open_files
 from walstream.shell.database.access import TableAccess
 from walstream.shell.database.channel_rows import Rows
-from walstream.shell.database.postgres import Database, connect
+from walstream.shell.database.postgres import Database, PgConnection, connect
 from walstream.shell.delivery.fanout import Fanout
 from walstream.shell.health import Health
 from walstream.shell.wal.heartbeat import Heartbeat
@@ -160,7 +160,7 @@ class Daemon:
     def _make_watch(self) -> SlotWatch:
         config = self.config
         return SlotWatch(
-            partial(connect, config.database_url, application_name=f"{APPLICATION_NAME} (watch)"),
+            partial(self._open, f"{APPLICATION_NAME} (watch)"),
             config.slot,
             self.health,
             wal_bytes=config.history_wal_bytes,
@@ -187,10 +187,14 @@ class Daemon:
             metrics=self.metrics,
         )
 
+    def _open(self, application_name: str) -> PgConnection:
+        """A connection for a part that keeps its own. Blocks; raises DatabaseUnreachable or DatabaseRefused."""
+        return connect(self.config.database_url, application_name=application_name)
+
     def _make_rooms(self) -> Rooms:
         config, node = self.config, self.health.node
         self.bus = NotifyBus(
-            lambda name: connect(config.database_url, application_name=name),
+            self._open,
             config.schema,
             node,
             config.cluster_secret or config.jwt_secret,
@@ -229,7 +233,7 @@ class Daemon:
     def _make_mirror(self) -> NotifyMirror:
         config = self.config
         return NotifyMirror(
-            lambda name: connect(config.database_url, application_name=name),
+            self._open,
             config.schema,
             self.health.node,
             lambda: self.ring.cluster,

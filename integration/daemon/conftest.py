@@ -69,9 +69,7 @@ def node(start: Start, shared_database: TestDatabase) -> Iterator[Node]:
     """One daemon for all tests of a module, which has to survive them all."""
     with start(shared_database) as running:
         yield running
-        assert running.daemon.is_running, running.daemon.log_tail()
-        failed = [line for line in running.daemon.log() if line.get("event") == "handler.failed"]
-        assert not failed, failed
+        running.assert_unharmed()
 
 
 @pytest.fixture(params=["wal2json", "pgoutput"], scope="module")

@@ -34,8 +34,7 @@ def node(start: Start, shared_database: TestDatabase) -> Iterator[Node]:
     with start(shared_database, **environ) as running:
         running.table("t")
         yield running
-        assert running.daemon.is_running, running.daemon.log_tail()
-        assert not [line for line in running.daemon.log() if line.get("event") == "handler.failed"]
+        running.assert_unharmed()
 
 
 @pytest.fixture(autouse=True)

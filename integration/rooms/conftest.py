@@ -46,9 +46,7 @@ def node(start: Start, shared: TestDatabase) -> Iterator[Node]:
     """One daemon for all tests of a module, which has to survive them all."""
     with start(shared) as running:
         yield running
-        assert running.daemon.is_running, running.daemon.log_tail()
-        failed = [line for line in running.daemon.log() if line.get("event") == "handler.failed"]
-        assert not failed, failed
+        running.assert_unharmed()
 
 
 def register(

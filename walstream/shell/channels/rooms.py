@@ -339,11 +339,15 @@ class Rooms:
                 ttl_seconds=persist if persist is not True and persist else None,
             )
             return
+        self._tell_others(broadcast)
+        done(broadcast)
+
+    def _tell_others(self, broadcast: Broadcast) -> None:
+        """Hand a message that is not stored to the other nodes, if there are any."""
         if self._bus.peers:
-            # Others send on what the client wrote; they need no second copy of it.
+            # They send on what the client wrote, and need no second copy of it.
             slim = msgspec.structs.replace(broadcast, payload=b"") if broadcast.whole else broadcast
             self._bus.publish(BroadcastItem(slim))
-        done(broadcast)
 
     async def publish(self, claims: Claims, broadcast: Broadcast, *, persist: bool | int = False) -> str:
         """A message that comes without a socket. Returns "" once it is on its way, stored if it is to be; else a code.
@@ -392,8 +396,7 @@ class Rooms:
             guest.owner.answer(asked, "ok", _encode(done.response))
         for event, payload in done.announce:
             broadcast = Broadcast(room=seat.room, event=event, payload=_encode(payload))
-            if self._bus.peers:
-                self._bus.publish(BroadcastItem(broadcast))
+            self._tell_others(broadcast)
             self._deliver(broadcast, None)
 
     # -- delivering
