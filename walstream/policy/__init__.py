@@ -1,0 +1,7 @@
+"""Row-level security outside the database: what a table's policies say of a row for one viewer."""
+
+from __future__ import annotations
+
+from walstream.policy.model import Ask, Guard, Policy, Protection, Viewer
+
+__all__ = ["Ask", "Guard", "Policy", "Protection", "Viewer"]
