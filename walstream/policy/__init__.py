@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from walstream.policy.model import Ask, Guard, Policy, Protection, Viewer
+from walstream.policy.guard import guard
+from walstream.policy.model import Ask, Guard, Policy, Protection, Sifted, Viewer
 
-__all__ = ["Ask", "Guard", "Policy", "Protection", "Viewer"]
+__all__ = ["Ask", "Guard", "Policy", "Protection", "Sifted", "Viewer", "guard"]

@@ -23,15 +23,17 @@ class Viewer(NamedTuple):
 class Policy(msgspec.Struct, frozen=True):
     """One policy that applies to a role's SELECT (PostgreSQL 17, 5.9 Row Security Policies).
 
-    ``condition``: its USING expression as SQL, every name but those of pg_catalog qualified. ``columns``: those of the
-    row that it looks at. ``formula``: the condition where it is understood (see ``formula``), None where PostgreSQL has
-    to be asked. ``problem``: why not even that is possible for a row outside its table (``tableoid``), "" else.
+    ``condition``: its USING expression as SQL, every name but those of pg_catalog qualified; columns inside a
+    sub-select are qualified by the table's bare name. ``columns``: those of the row that it looks at, as (name, type as
+    SQL writes it, with COLLATE where the column has a collation of its own). ``formula``: the condition where it is
+    understood (see ``formula``), None where PostgreSQL has to be asked. ``problem``: why not even that is possible for
+    a row outside its table, ``system_column`` for a whole row or ``tableoid`` and its like, "" else.
     """
 
     name: str
     permissive: bool
     condition: str
-    columns: frozenset[str]
+    columns: tuple[tuple[str, str], ...]
     formula: Any = None
     problem: str = ""
 
@@ -57,9 +59,11 @@ class Sifted(NamedTuple):
 class Ask(msgspec.Struct, frozen=True):
     """PostgreSQL has to say whether a row is visible.
 
-    ``condition``: SQL over the row's columns, to be evaluated as the viewer; true, false or null. ``columns``: those it
-    looks at, as (name, type as SQL writes it). A row that lacks one of them is in doubt. ``loose``: of these, columns
-    whose null may be another value in truth (NaN, infinity): there null is doubt, too. ``problem``: as in ``Policy``.
+    ``condition``: SQL over the row's columns, to be evaluated as the viewer; true, false or null. The rows have to go
+    by the name ``table`` there, for sub-selects refer to it. ``columns``: those it looks at, as in ``Policy``; a row
+    that lacks one of them is in doubt. ``loose``: of these, columns in which a null may stand for something else (NaN
+    or infinity, also inside arrays and composites; the null of JSON): with a null there the row is in doubt, too.
+    ``problem``: as in ``Policy``.
     """
 
     schema: str
