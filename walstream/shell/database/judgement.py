@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import msgspec
 import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
+from walstream.policy.claims import session_settings
 from walstream.policy.model import Ask, Viewer
+from walstream.shell.database.catalog import is_name
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
@@ -38,12 +39,7 @@ _LOCKED: Final = "55P03"
 _CANCELED: Final = "57014"
 _DENIED: Final = "42501"
 
-_AS_VIEWER: Final = (
-    "begin transaction isolation level read committed, read only;"
-    " select pg_catalog.set_config('role', %s, true), pg_catalog.set_config('request.jwt.claims', %s, true),"
-    " pg_catalog.set_config('request.jwt.claim.sub', %s, true),"
-    " pg_catalog.set_config('request.jwt.claim.role', %s, true); "
-)
+_BEGIN: Final = b"begin transaction isolation level read committed, read only; "
 
 
 class Form:
@@ -146,8 +142,8 @@ class Session:
 
     def judge(self, question: Question) -> Outcome:
         """Answer a question. Raises psycopg2.Error where it could not be asked (a lost connection)."""
-        if not is_role(question.viewer.role) or "\0" in question.viewer.claims:
-            return _all_in_doubt(question, f"there is no role {question.viewer.role!r}")
+        if not _can_look(question.viewer):
+            return _all_in_doubt(question, f"nobody can look as the role {question.viewer.role!r} with these claims")
         try:
             return self._judge(question)
         except psycopg2.Error as error:
@@ -188,8 +184,10 @@ class Session:
 
     def _as_viewer(self, cursor: Any, viewer: Viewer) -> bytes:
         end = b"" if self._connection.info.transaction_status == TRANSACTION_STATUS_IDLE else b"rollback; "
-        values = (viewer.role, viewer.claims, *single_claims(viewer.claims))
-        return end + bytes(cursor.mogrify(_AS_VIEWER, values))
+        settings = _settings(viewer)
+        calls = ", ".join(["pg_catalog.set_config(%s, %s, true)"] * len(settings))
+        values = [text for setting in settings.items() for text in setting]
+        return end + _BEGIN + bytes(cursor.mogrify(f"select {calls}; ", values))
 
     def _prepare(self, question: Question) -> sql.Composable:
         """The statement's name in this session, one for each role: it is analysed anew when the role changes."""
@@ -300,23 +298,17 @@ def is_passing(error: psycopg2.Error) -> bool:
     return error.pgcode is None or error.pgcode.startswith(_PASSING)
 
 
-def is_role(name: str) -> bool:
-    """Whether a role can have the name. "none" is SQL's word for taking a role off again."""
-    return bool(name) and name.lower() != "none" and "\0" not in name and len(name.encode("utf-8", "replace")) < 64
-
-
-@lru_cache(maxsize=10_000)
-def single_claims(claims: str) -> tuple[str, str]:
-    """The claims ``sub`` and ``role`` as settings of their own; "" where they are missing or no text."""
+def _can_look(viewer: Viewer) -> bool:
+    """Whether a session can be made the viewer's. "none" is SQL's word for taking a role off again."""
+    role, claims = viewer
     try:
-        read = msgspec.json.decode(claims)
-    except ValueError:
-        return "", ""
-    if not isinstance(read, dict):
-        return "", ""
-    found = [read.get(name) for name in ("sub", "role")]
-    sub, role = (value if isinstance(value, str) and "\0" not in value else "" for value in found)
-    return sub, role
+        claims.encode()
+    except UnicodeEncodeError:
+        return False
+    return bool(role) and role.lower() != "none" and is_name(role) and "\0" not in claims
+
+
+_settings = lru_cache(maxsize=10_000)(session_settings)
 
 
 def _all_in_doubt(question: Question, error: str, repair: str = "", *, slow: bool = False) -> Outcome:

@@ -201,7 +201,7 @@ class Judge:
             shape = self._shape(condition, relation)
         asked = _Asked(condition, shape.form, row)
         if condition.ask.problem:
-            asked.doubt = "system_column"
+            asked.doubt = condition.ask.problem
             return asked
         try:
             asked.fragments = _fragments(shape, row, "key_only_old_row" if is_old else "unchanged_toast")
