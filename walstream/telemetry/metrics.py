@@ -42,6 +42,13 @@ Watched = Literal[
 
 JOIN_RESULTS: Final = ("ok", "refused", "failed")
 BUS_REASONS: Final = ("malformed", "forged", "late", "replayed", "missing", "crowded")
+REFUSAL_REASONS: Final = (
+    "request", "key", "origin", "metrics_token", "draining", "busy",
+    "node_connections", "address_connections", "key_connections", "user_connections", "address_rate",
+    "joins", "channels", "messages", "presence", "frames", "key_requests", "address_requests",
+)  # fmt: skip
+"""What handshakes, requests, joins and messages are refused for; told in docs/reference/health-and-metrics.md."""
+
 CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 1013})
 
 
@@ -112,6 +119,9 @@ class Metrics:
         )
         self.bus_refused = Counter("walstream_bus_refused", "Notifications not heeded.", ["reason"], registry=registry)
         self.join_seconds = Histogram("walstream_join_seconds", "From join to reply.", registry=registry)
+        self.refusals = Counter("walstream_refusals", "What was refused, by reason.", ["reason"], registry=registry)
+        for reason in REFUSAL_REASONS:
+            self.refusals.labels(reason)
         for result in JOIN_RESULTS:
             self.joins.labels(result)  # present from the start, so that a rate can be taken of the first one
         for reason in BUS_REASONS:
@@ -124,6 +134,10 @@ class Metrics:
     def joined(self, result: Literal["ok", "refused", "failed"]) -> None:
         """Count a join."""
         self.joins.labels(result).inc()
+
+    def refused(self, reason: str) -> None:
+        """Count a refusal of ``REFUSAL_REASONS``; one that is not among them counts as "request"."""
+        self.refusals.labels(reason if reason in REFUSAL_REASONS else "request").inc()
 
     def closed(self, code: int) -> None:
         """Count the end of a WebSocket; codes that clients make up count as "other"."""
