@@ -138,6 +138,7 @@ class Judge:
         self._sessions_max = sessions
         self._sessions = Sessions()
         self._conditions: dict[Ask, _Condition] = {}
+        self._latest: _Condition | None = None
         self._ready: _Queue = {}
         self._slow: _Queue = {}  # of conditions that met a timeout: one session at most waits for them
         self._slow_forms: set[Form] = set()
@@ -164,7 +165,10 @@ class Judge:
         What cannot be judged is answered at once. ``row`` has to be the change's own tuple: equal rows of two changes
         are two questions.
         """
-        condition = self._conditions.get(ask) or self._condition(ask)
+        # One Ask is asked about by many viewers in a row; hashing it costs more than the rest.
+        condition = self._latest
+        if condition is None or condition.ask is not ask:
+            condition = self._latest = self._conditions.get(ask) or self._condition(ask)
         asked = condition.rows.get(id(row))
         if asked is None:
             asked = self._asked(condition, relation, row, is_old)
@@ -192,6 +196,7 @@ class Judge:
         if len(self._conditions) > CONDITIONS_MAX:
             for old in [old for old, condition in self._conditions.items() if not condition.rows]:
                 del self._conditions[old]
+            self._latest = None
         condition = self._conditions[ask] = _Condition(ask)
         return condition
 
