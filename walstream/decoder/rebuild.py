@@ -157,7 +157,7 @@ def _lost(cell: bytes) -> bytes:
 def _array(element: TypeInfo | None, catalog: Catalog) -> Back | None:
     convert = _inside(element, catalog)
     if _prints_lists(element, catalog):
-        convert = _lost  # where the dimensions end and the elements begin cannot be seen
+        return _array_of_lists(convert)
     if convert is None:
         return None
 
@@ -167,14 +167,18 @@ def _array(element: TypeInfo | None, catalog: Catalog) -> Back | None:
         items = [bytes(item) for item in _list(cell)]
         return b"[%b]" % b",".join([apply(item) if item[:1] == b"[" else convert(item) for item in items])
 
-    return _lost_lists(convert) if convert is _lost else apply
+    return apply
 
 
-def _lost_lists(convert: Back) -> Back:
+def _array_of_lists(convert: Back | None) -> Back:
+    """Where the dimensions end and the elements begin cannot be seen."""
+
     def apply(cell: bytes) -> bytes:
         if cell[:1] == b"[":
             for item in _list(cell):
-                convert(bytes(item))
+                _lost(bytes(item))
+                if convert is not None:
+                    convert(bytes(item))
         return cell
 
     return apply

@@ -38,6 +38,7 @@ Watched = Literal[
     "bus_transactions",
     "mirror_sent",
     "mirror_dropped",
+    "rows_to_judge",
 ]
 
 JOIN_RESULTS: Final = ("ok", "refused", "failed")
@@ -82,14 +83,22 @@ WATCHED: Final[dict[Watched, _Description]] = {
     "bus_transactions": _Description(CounterMetricFamily, "Transactions that carried items."),
     "mirror_sent": _Description(CounterMetricFamily, "Changes mirrored to NOTIFY."),
     "mirror_dropped": _Description(CounterMetricFamily, "Changes that could not be mirrored."),
+    "rows_to_judge": _Description(GaugeMetricFamily, "Rows that PostgreSQL has yet to judge, once per viewer."),
 }
 
 
 class _Reader(Collector):
     def __init__(self) -> None:
         self.reads: dict[Watched, Callable[[], float]] = {}
+        self.doubts: Callable[[], Iterable[tuple[str, str, int]]] = tuple
 
     def collect(self) -> Iterable[Metric]:
+        doubts = CounterMetricFamily(
+            "walstream_rows_in_doubt", "Rows kept from viewers in doubt.", labels=["table", "reason"]
+        )
+        for table, reason, rows in self.doubts():
+            doubts.add_metric([table, reason], rows)
+        yield doubts
         for name, read in self.reads.items():
             description = WATCHED[name]
             yield description.kind(f"walstream_{name}", description.help, value=read())
@@ -130,6 +139,10 @@ class Metrics:
     def watch(self, name: Watched, read: Callable[[], float]) -> None:
         """Take the value from ``read`` whenever the page is asked for."""
         self._reader.reads[name] = read
+
+    def watch_doubts(self, read: Callable[[], Iterable[tuple[str, str, int]]]) -> None:
+        """Take rows in doubt by table and reason from ``read``, which has to bound how many pairs there are."""
+        self._reader.doubts = read
 
     def joined(self, result: Literal["ok", "refused", "failed"]) -> None:
         """Count a join."""

@@ -57,6 +57,10 @@ class Doubts:
         """All counts, by table and reason."""
         return (Doubt(*key, rows) for key, rows in sorted(self._rows.items()))
 
+    def metrics(self) -> list[tuple[str, str, int]]:
+        """Table, reason and rows, for ``Metrics.watch_doubts``."""
+        return [(doubt.name, doubt.reason, doubt.rows) for doubt in self]
+
     def health(self) -> list[dict[str, object]]:
         """For ``/health``."""
         return [{"table": doubt.name, "reason": doubt.reason, "rows": doubt.rows} for doubt in self]
