@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import Final, NamedTuple, TypeAlias
 
+import msgspec
+
 from walstream.policy.model import Viewer
 
 CLAIMS: Final = "request.jwt.claims"
@@ -26,25 +28,26 @@ Json: TypeAlias = "str | bool | Number | list[Json] | dict[str, Json] | None"
 
 
 def session_settings(viewer: Viewer) -> dict[str, str]:
-    """Settings of a session, or a transaction, in which PostgreSQL evaluates policies for the viewer.
+    """Settings of a transaction in which PostgreSQL evaluates policies for the viewer.
 
-    ``request.jwt.claim.sub`` is "" where the claim is missing or no text. Values may hold what PostgreSQL refuses.
+    ``request.jwt.claim.sub`` and ``.role`` are "" where the claim is missing or no text. Values may hold what
+    PostgreSQL refuses.
     """
     try:
-        document = parse(viewer.claims)
+        document = msgspec.json.decode(viewer.claims)
     except ValueError:
         document = None
-    sub = document.get("sub") if isinstance(document, dict) else None
-    return {
-        ROLE: viewer.role,
-        CLAIMS: viewer.claims,
-        SUB: sub if isinstance(sub, str) and "\0" not in sub and _is_unicode(sub) else "",
-        ROLE_CLAIM: viewer.role,
-    }
+    claims = document if isinstance(document, dict) else {}
+    found = [claims.get(name) for name in ("sub", "role")]
+    sub, role = (value if isinstance(value, str) and "\0" not in value else "" for value in found)
+    return {ROLE: viewer.role, CLAIMS: viewer.claims, SUB: sub, ROLE_CLAIM: role}
 
 
 def parse(text: str) -> Json:
-    """A JSON text; of equal keys the last one counts, as in PostgreSQL. Raises ValueError."""
+    """A JSON text. Raises ValueError, also for equal keys.
+
+    Of those PostgreSQL takes the last one, but reads what the others hold and may stumble over it.
+    """
     try:
         document: Json = _decode(text)
     except RecursionError:
@@ -56,12 +59,13 @@ def _no_constant(word: str) -> Json:
     raise ValueError(f"{word} is no JSON")
 
 
-_decode = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_no_constant).decode
+def _object(pairs: list[tuple[str, Json]]) -> Json:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("equal keys")
+    return members
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+_decode = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=Number, parse_float=Number, parse_constant=_no_constant
+).decode

@@ -7,13 +7,22 @@ true, and every restrictive one (PostgreSQL 17, 5.9 Row Security Policies).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
-from walstream.model import Catalog, CatalogMiss, Relation
-from walstream.policy.model import Ask, Guard, Policy, Protection, Viewer
+import msgspec
 
-_LOOSE: Final = frozenset({114, 700, 701, 1700, 3802})
-"""json, float4, float8, numeric, jsonb: their null may be another value (docs/reference/values.md)."""
+from walstream.errors import FilterError
+from walstream.model import Catalog, CatalogMiss, Relation
+from walstream.policy.formula import LOOSE, Bound, Row, conjunction, disjunction, settle
+from walstream.policy.model import Ask, Guard, Protection, Sifted, Viewer
+from walstream.policy.terms import Session, Unsure
+from walstream.predicate import Expression, compile, normalise  # noqa: A004
+
+ASKS_MAX: Final = 1000
+"""Questions that are kept; others are made anew."""
+
+_encode = msgspec.json.Encoder().encode
 
 
 def guard(protection: Protection | None, viewer: Viewer, relation: Relation, catalog: Catalog) -> Guard:
@@ -23,16 +32,47 @@ def guard(protection: Protection | None, viewer: Viewer, relation: Relation, cat
     """
     if protection is None:
         return True
+    if not any(policy.permissive for policy in protection.policies):
+        return False
+    row = Row(relation, catalog, set())
+    try:
+        bound = _bind(protection, Session(viewer), row)
+    except Unsure:
+        return _ask(protection, relation, catalog)
+    if isinstance(bound, bool):
+        return bound
+    expression = normalise(bound)
+    literals = {(oid, label): _encode(label) for oid, label in row.enums}
+    try:
+        compile(expression, relation, catalog, literals)
+    except FilterError:
+        return _ask(protection, relation, catalog)
+    return Sifted(expression, literals)
+
+
+def _bind(protection: Protection, session: Session, row: Row) -> bool | Expression:
+    """All policies for one viewer. Raises Unsure, CatalogMiss."""
+    sides: dict[bool, list[Bound]] = {True: [], False: []}
+    open_ends: set[bool] = set()
+    for policy in protection.policies:
+        if policy.formula is None:
+            open_ends.add(policy.permissive)
+        else:
+            sides[policy.permissive].append(policy.formula(session, row))
+    allowed, held = settle(disjunction(sides[True])), settle(conjunction(sides[False]))
+    # What is known decides where the rest cannot change it.
+    if held is False or (allowed is False and True not in open_ends):
+        return False
+    if False in open_ends or (True in open_ends and allowed is not True):
+        raise Unsure("policies that PostgreSQL has to be asked about")
+    return settle(conjunction((allowed, held)))
+
+
+@lru_cache(maxsize=ASKS_MAX)
+def _ask(protection: Protection, relation: Relation, catalog: Catalog) -> Ask:
+    """The same object for all viewers: who asks may keep what it made of it. Raises CatalogMiss."""
     permissive = [policy for policy in protection.policies if policy.permissive]
     restrictive = [policy for policy in protection.policies if not policy.permissive]
-    if not permissive:
-        return False
-    return _ask(protection, permissive, restrictive, relation, catalog)
-
-
-def _ask(
-    protection: Protection, permissive: list[Policy], restrictive: list[Policy], relation: Relation, catalog: Catalog
-) -> Ask:
     policies = (*permissive, *restrictive)
     columns = tuple(sorted({column for policy in policies for column in policy.columns}))
     parts = ["(" + " OR ".join(f"({policy.condition})" for policy in permissive) + ")"]
@@ -58,7 +98,7 @@ def _loose(names: Iterable[str], relation: Relation, catalog: Catalog) -> frozen
 
 def _may_be_loose(oid: int, catalog: Catalog, seen: set[int]) -> bool:
     """Whether a null in a value of the type may stand for something else. Raises CatalogMiss."""
-    if oid in _LOOSE:
+    if oid in LOOSE:
         return True
     if oid in seen:
         return False

@@ -6,11 +6,14 @@ Reading policies from the catalog is ``shell.database.policies``; asking Postgre
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
 
 from walstream.predicate import Expression, Literals
+
+if TYPE_CHECKING:
+    from walstream.policy.formula import Formula
 
 
 class Viewer(NamedTuple):
@@ -34,7 +37,7 @@ class Policy(msgspec.Struct, frozen=True):
     permissive: bool
     condition: str
     columns: tuple[tuple[str, str], ...]
-    formula: Any = None
+    formula: Formula | None = None
     problem: str = ""
 
 

@@ -38,8 +38,7 @@ REASON_DRAIN: Final = "Server requested disconnect"
 class Head(msgspec.Struct, frozen=True):
     """One HTTP request head. ``headers``: lower-case names in the order sent. ``raw``: its bytes as they came.
 
-    ``query``: decoded pairs in the order sent. ``peer``: address and port, or "" where there is none; the address alone
-    of a client behind a trusted proxy. ``address``: of the client, without a port.
+    ``query``: decoded pairs in the order sent. ``peer``: address and port, or "" where there is none.
     """
 
     method: str
@@ -49,7 +48,6 @@ class Head(msgspec.Struct, frozen=True):
     peer: str
     raw: bytes
     http_version: str = "1.1"
-    address: str = ""
 
     def header(self, name: str) -> str | None:
         """The first header of that (lower-case) name."""
@@ -69,25 +67,17 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class HttpReply(msgspec.Struct, frozen=True):
-    """An answer that ends a connection before it became a WebSocket.
-
-    ``why``: what refusals are counted by (``refusals``), "" for what is none. ``code``: a closer name of it.
-    ``role`` and ``user``: of whom is refused, where that is known. ``delay_seconds``: wait that long before it.
-    """
+    """An answer that ends a connection before it became a WebSocket. ``delay_seconds``: wait that long before it."""
 
     status: int
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     delay_seconds: float = 0.0
-    why: str = ""
-    code: str = ""
-    role: str = ""
-    user: str = ""
 
 
-def refusal(status: int, text: str, *, delay_seconds: float = 0.0, why: str = "request") -> HttpReply:
+def refusal(status: int, text: str, *, delay_seconds: float = 0.0) -> HttpReply:
     """A refused handshake as Supabase words it: ``{"error": text}``."""
-    return HttpReply(status, msgspec.json.encode({"error": text}), (), delay_seconds, why)
+    return HttpReply(status, msgspec.json.encode({"error": text}), (), delay_seconds)
 
 
 class Socket:
@@ -187,10 +177,6 @@ class Admitted(Protocol):
 
     def handler(self, socket: Socket) -> Handler:
         """The handler of the socket, once it is open. May send."""
-        ...
-
-    def missed(self) -> None:
-        """The client went before its handshake was answered: there will be no handler."""
         ...
 
 

@@ -5,12 +5,19 @@ What they mean is worked out in ``policy``; asking PostgreSQL about rows is ``sh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
+from walstream.policy.definitions import term_of
 from walstream.policy.model import Policy, Protection
-from walstream.policy.nodes import Unreadable, attributes_of, read
+from walstream.policy.nodes import Unreadable, Value, attributes_of, read
+from walstream.policy.recognise import Names, called, collations_of, enum_types, recognise
+from walstream.policy.terms import Term
 from walstream.shell.database.catalog import is_name, name_arrays
+from walstream.shell.database.rows import only
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
@@ -44,9 +51,9 @@ held as (
        and not r.rolbypassrls
        and (c.relforcerowsecurity or not pg_catalog.pg_has_role(r.oid, c.relowner, 'USAGE'))
 )
-select h.root::int8, h.nspname::text, h.relname::text, n.nspname::text, c.relname::text, h.roles::text[],
+select h.nspname::text, h.relname::text, n.nspname::text, c.relname::text, h.roles::text[],
        (select coalesce(json_agg(json_build_array(
-                   a.attnum, a.attname,
+                   a.attnum, a.attname, a.atttypid::int8,
                    pg_catalog.format_type(a.atttypid, a.atttypmod)
                    || coalesce((select format(' COLLATE %%I.%%I', ln.nspname, l.collname)
                                   from pg_catalog.pg_collation l
@@ -75,6 +82,54 @@ select h.root::int8, h.nspname::text, h.relname::text, n.nspname::text, c.relnam
 """
 
 
+# PostgreSQL 17, 51.40 pg_proc, 51.20 pg_enum. A function with settings of its own counts only where they are a search
+# path on which pg_catalog comes first. Constants in trees lie as in the server's memory: only the usual order of bytes
+# is read.
+_FACTS = """
+select (select coalesce(json_agg(json_build_array(p.oid::int8, p.prosrc, p.prorettype::int8)), '[]')
+          from pg_catalog.pg_proc p
+          join pg_catalog.pg_language l on l.oid = p.prolang
+         where p.oid = any(%(functions)s::oid[])
+           and l.lanname = 'sql'
+           and p.prokind = 'f' and p.pronargs = 0 and not p.proretset
+           and to_jsonb(p) ->> 'prosqlbody' is null
+           and coalesce(array_to_string(p.proconfig, ';'), '') in
+               ('', 'search_path=', 'search_path=""', 'search_path=pg_catalog')),
+       (select coalesce(json_agg(json_build_array(r.rolname, called.oid::int8)), '[]')
+          from pg_catalog.pg_roles r
+          cross join unnest(%(functions)s::oid[]) as called (oid)
+         where r.rolname = any(%(roles)s::name[])
+           and pg_catalog.has_function_privilege(r.oid, called.oid, 'EXECUTE') is not true),
+       (select coalesce(json_agg(json_build_array(e.oid::int8, e.enumlabel)), '[]')
+          from pg_catalog.pg_enum e
+         where e.enumtypid = any(%(types)s::oid[])),
+       (select coalesce(json_agg(c.oid::int8), '[]')
+          from pg_catalog.pg_collation c
+         where c.oid = any(%(collations)s::oid[]) and c.collisdeterministic),
+       pg_catalog.version() ~ '(x86|i.86|amd64|AMD64|aarch64|arm64|64le|riscv|loongarch|Visual C)'
+"""
+
+
+class _Examined(NamedTuple):
+    """A condition's tree, and what has to be known about it. ``attributes``: None where it could not be read."""
+
+    tree: Value
+    attributes: frozenset[int] | None
+    functions: frozenset[int] = frozenset()
+    types: frozenset[int] = frozenset()
+    collations: frozenset[int] = frozenset()
+
+
+class _Facts(NamedTuple):
+    """What the conditions' numbers stand for; ``denied``: functions by the role that may not call them."""
+
+    functions: Mapping[int, Term]
+    denied: Mapping[str, frozenset[int]]
+    labels: Mapping[int, str]
+    collations: frozenset[int]
+    readable: bool
+
+
 def load_protections(
     connection: PgConnection, roles: Collection[str], tables: Collection[tuple[str, str]]
 ) -> Protections:
@@ -83,28 +138,81 @@ def load_protections(
     ``tables``: by the names subscribers know; of a partition its root's policies count, and its ``Protection`` has the
     root's name. The connection's search_path has to be empty: conditions are printed as it needs them.
     """
+    wanted = list(filter(is_name, roles))
     with connection.cursor() as cursor:
-        cursor.execute(_POLICIES, {"roles": list(filter(is_name, roles)), **name_arrays(tables)})
+        cursor.execute(_POLICIES, {"roles": wanted, **name_arrays(tables)})
         rows = cursor.fetchall()
+    facts = _load_facts(connection, wanted, [_examine(row[3]) for *_, policies in rows for row in policies])
     protections: Protections = {}
-    for _, schema, table, root_schema, root_table, held, attributes, policies in rows:
-        columns = {number: (name, type_name) for number, name, type_name in attributes}
-        loaded = [(set(applies), _policy(columns, *facts)) for *facts, applies in policies]
+    for schema, table, root_schema, root_table, held, attributes, policies in rows:
+        columns = {number: _Attribute(name, oid, written) for number, name, oid, written in attributes}
+        loaded = [(set(applies), _policy(row, columns, facts), _examine(row[3])) for *row, applies in policies]
         for role in held:
-            mine = tuple(policy for applies, policy in loaded if role in applies)
+            denied = facts.denied.get(role, frozenset())
+            mine = tuple(
+                msgspec.structs.replace(policy, formula=None) if denied & examined.functions else policy
+                for applies, policy, examined in loaded
+                if role in applies
+            )
             protections[role, schema, table] = Protection(root_schema, root_table, mine)
     return protections
 
 
-def _policy(
-    columns: Mapping[int, tuple[str, str]], name: str, permissive: bool, condition: str | None, tree: str
-) -> Policy:
+class _Attribute(NamedTuple):
+    """A column, with its type as SQL writes it."""
+
+    name: str
+    oid: int
+    written: str
+
+
+@lru_cache(maxsize=2000)
+def _examine(text: str) -> _Examined:
     try:
-        parsed = read(tree)
-        numbers = attributes_of(parsed)
+        tree = read(text)
+        return _Examined(tree, attributes_of(tree), called(tree), enum_types(tree), collations_of(tree))
     except Unreadable:
-        parsed, numbers = None, frozenset(columns)
-    problem = SYSTEM_COLUMN if any(number not in columns for number in numbers) else ""
-    looked_at = tuple(columns[number] for number in sorted(numbers) if number in columns)
-    # A condition that PostgreSQL cannot print any more belongs to a table that has gone.
-    return Policy(name, permissive, condition or "false", looked_at, None, problem)
+        return _Examined(None, None)
+
+
+def _load_facts(connection: PgConnection, roles: Sequence[str], examined: Collection[_Examined]) -> _Facts:
+    functions, types, collations = (
+        sorted(frozenset[int]().union(*(getattr(one, field) for one in examined)))
+        for field in ("functions", "types", "collations")
+    )
+    if not examined:
+        return _Facts({}, {}, {}, frozenset(), False)
+    with connection.cursor() as cursor:
+        cursor.execute(_FACTS, {"functions": functions, "types": types, "collations": collations, "roles": list(roles)})
+        bodies, denied, labels, exact, readable = only(cursor)
+    terms = {oid: term_of(body, result) for oid, body, result in bodies}
+    refused: dict[str, set[int]] = {}
+    for role, oid in denied:
+        refused.setdefault(role, set()).add(oid)
+    return _Facts(
+        {oid: term for oid, term in terms.items() if term is not None},
+        {role: frozenset(oids) for role, oids in refused.items()},
+        dict(labels),
+        frozenset(exact),
+        readable,
+    )
+
+
+def _policy(row: Sequence[Any], attributes: Mapping[int, _Attribute], facts: _Facts) -> Policy:
+    name, permissive, condition, text = row
+    examined = _examine(text)
+    numbers = frozenset(attributes) if examined.attributes is None else examined.attributes
+    looked_at = [attributes[number] for number in sorted(numbers) if number in attributes]
+    formula = None
+    if facts.readable and examined.attributes is not None:
+        columns = {number: (attribute.name, attribute.oid) for number, attribute in attributes.items()}
+        formula = recognise(examined.tree, Names(columns, facts.functions, facts.labels, facts.collations))
+    return Policy(
+        name,
+        permissive,
+        # A condition that PostgreSQL cannot print any more belongs to a table that has gone.
+        condition or "false",
+        tuple((attribute.name, attribute.written) for attribute in looked_at),
+        formula,
+        SYSTEM_COLUMN if any(number not in attributes for number in numbers) else "",
+    )
