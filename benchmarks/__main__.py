@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("latency", "bindings", "drain", "fanout", "memory", "broadcast", "presence", "bus", "store")
+NAMES = ("latency", "bindings", "drain", "fanout", "memory", "broadcast", "presence", "bus", "store", "policies")
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or NAMES:

@@ -39,6 +39,7 @@ import trio
 from walstream import __version__
 from walstream.auth.keys import ApiKeys
 from walstream.auth.tokens import Verifier
+from walstream.channel.origins import Origins
 from walstream.config import Config
 from walstream.errors import ConfigError, WalstreamError
 from walstream.history.ring import Ring
@@ -57,9 +58,10 @@ from walstream.shell.channels.wal_feed import WalFeed
 from walstream.shell.clients import http_broadcast, http_replay
 from walstream.shell.clients.admission import Admission, session_limits
 from walstream.shell.clients.connection import Connections
-from walstream.shell.clients.edge import Edge
+from walstream.shell.clients.edge import Edge, Guards
 from walstream.shell.clients.expiries import Expiries
-from walstream.shell.clients.http_app import make_app
+from walstream.shell.clients.gate import Gate, GateLimits
+from walstream.shell.clients.http_app import HttpRules, make_app
 from walstream.shell.clients.joins import Joins
 from walstream.shell.clients.key_sets import load_key_set
 from walstream.shell.clients.limits import EdgeLimits, raise_open_files
@@ -173,6 +175,8 @@ class Daemon:
         config = self.config
         connections = Connections(self.joins, self.rooms, self.guests, self.expiries, self.metrics)
         verifier = _verifier(config)
+        gate, origins = Gate(GateLimits.of(config)), Origins(config.allowed_origins)
+        rules = HttpRules(origins, gate, self.metrics, config.metrics_token)
         routes = [
             *http_broadcast.routes(self.rooms, verifier, max_message_bytes=config.max_message_bytes),
             *http_replay.routes(self.directory, self.store, verifier),
@@ -181,10 +185,11 @@ class Daemon:
             config.host,
             config.port,
             limits=EdgeLimits.of(config),
-            admit=Admission(verifier, session_limits(config), connections),
-            application=make_app(self.health, self.metrics.page, routes),
+            admit=Admission(verifier, session_limits(config), connections, gate, origins),
+            application=make_app(self.health, self.metrics.page, routes, rules),
             health=self.health,
             metrics=self.metrics,
+            guards=Guards(gate, origins),
         )
 
     def _open(self, application_name: str) -> PgConnection:

@@ -24,7 +24,7 @@ _BYTE_UNITS = {
 }  # fmt: skip
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(|ms|s|min|h|d)")
 _SECOND_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_SECRETS = frozenset({"database_url", "jwt_secret", "api_keys", "cluster_secret"})
+_SECRETS = frozenset({"database_url", "jwt_secret", "api_keys", "cluster_secret", "metrics_token"})
 _PASSWORD = re.compile(r"(?<=:)[^:@/]+(?=@)|(?<=password=)('(?:[^'\\]|\\.)*'|[^\s&]+)")
 
 BYTE_KEYS = frozenset(
@@ -34,8 +34,11 @@ BYTE_KEYS = frozenset(
     }
 )  # fmt: skip
 SECOND_KEYS = frozenset(
-    {"history_seconds", "heartbeat_seconds", "idle_seconds", "ping_seconds", "drain_seconds", "head_seconds"}
-)
+    {
+        "history_seconds", "heartbeat_seconds", "idle_seconds", "ping_seconds", "drain_seconds", "head_seconds",
+        "presence_window_seconds",
+    }
+)  # fmt: skip
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,14 +55,26 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jwks: str = ""  # path or URL of a key set
     api_keys: str = ""  # key=role,key=role
     cluster_secret: str = ""  # seals what nodes tell each other
+    allowed_origins: str = "*"  # pages that browsers may connect from, or * for all
+    trusted_proxies: str = ""  # addresses and networks whose X-Forwarded-For is believed
+    metrics_token: str = ""  # asked for by /metrics and /health
     history_bytes: int = 64 * MIB  # recent changes kept in memory
     history_seconds: float = 300.0
     history_wal_bytes: int = 128 * MIB  # WAL the slot keeps back for the history
     heartbeat_seconds: float = 10.0
     max_connections: int = 10_000  # per node
     max_channels_per_connection: int = 100
+    max_connections_per_address: int = 0  # 0 = off, as with all of these
+    max_connections_per_key: int = 0
+    max_connections_per_user: int = 0
+    max_connects_per_second_per_address: int = 0
     max_joins_per_second: int = 50  # per connection; 0 = off
+    max_joins_per_second_per_node: int = 0
     max_messages_per_second: int = 200  # per connection, client to server; 0 = off
+    max_presence_calls: int = 100  # per channel of a connection and presence_window_seconds; 0 = off
+    presence_window_seconds: float = 30.0
+    max_requests_per_second_per_key: int = 1000  # REST
+    max_requests_per_second_per_address: int = 0
     max_frame_bytes: int = 5_000_000  # of one client frame
     max_record_bytes: int = 1 * MIB  # of one row; a larger one gives the 413 event
     max_message_bytes: int = 1 * MIB  # of a broadcast's payload, and of a presence meta
@@ -210,13 +225,13 @@ def _check(config: Config) -> None:
 
 
 def _check_numbers(config: Config) -> None:
+    for key in Config.__struct_fields__:
+        if key.startswith("max_") and getattr(config, key) < 0:
+            raise ConfigError(f"{key}: must not be negative; 0 turns the limit off")
     for key in ("max_connections", "max_channels_per_connection"):
         if getattr(config, key) < 1:
             raise ConfigError(f"{key}: must be at least 1")
-    for key in ("max_joins_per_second", "max_messages_per_second"):
-        if getattr(config, key) < 0:
-            raise ConfigError(f"{key}: must not be negative; 0 turns the limit off")
-    for key in ("heartbeat_seconds", "ping_seconds", "idle_seconds", "head_seconds", "drain_seconds"):
+    for key in sorted(SECOND_KEYS - {"history_seconds"}):
         if getattr(config, key) <= 0:
             raise ConfigError(f"{key}: must be more than 0")
 

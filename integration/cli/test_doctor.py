@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -237,6 +238,54 @@ def test_rows_and_tables_that_cannot_work(doctor: Walstream, ground: TestDatabas
     ground.execute("update realtime.subscriptions set notify = true where table_name = 'public.guarded'")
     assert wrong(doctor, "guarded") == [("warning", "notify_mirror"), ("warning", "row_security")]
     assert ("warning", "notify_mirror") in wrong(doctor)
+
+
+def test_policies_that_cannot_be_judged_for_some_rows(doctor: Walstream, ground: TestDatabase) -> None:
+    ground.execute(
+        "create table public.notes (id integer, owner text, body text, primary key (id)) partition by range (id);"
+        "create table public.low partition of public.notes for values from (0) to (10);"
+        "create table public.high partition of public.notes for values from (10) to (20);"
+        "alter table public.low replica identity full;"
+        "grant select on public.notes to authenticated; alter table public.notes enable row level security;"
+        "create policy own on public.notes to authenticated using (owner = current_user);"
+        "create policy everything on public.notes to service_role using (body <> '' and tableoid > 0)"
+    )
+    doctor.ok("subscribe", "notes", "INSERT,UPDATE")
+    assert wrong(doctor, "notes") == [("warning", "row_security")]
+    ground.execute(
+        "insert into public.notes select 11, 'x', string_agg(md5(n::text), '') from generate_series(1, 999) n"
+    )
+    assert wrong(doctor, "notes") == [("warning", "row_security"), ("warning", "policy_on_update")]
+    doctor.ok("subscribe", "notes", "INSERT,UPDATE,DELETE")
+    assert wrong(doctor, "notes") == [
+        ("warning", "row_security"), ("warning", "policy_on_delete"), ("warning", "policy_on_update")
+    ]  # fmt: skip
+    assert repair(doctor, "policy_on_update", "notes") == repair(doctor, "policy_on_delete", "notes")
+    ground.execute(repair(doctor, "policy_on_delete", "notes"))
+    assert wrong(doctor, "notes") == wrong(doctor) == [("warning", "row_security")]
+    ground.execute("alter policy everything on public.notes to anon")
+    assert wrong(doctor, "notes") == [("warning", "row_security"), ("warning", "policy_columns")]
+
+
+def test_rows_that_daemons_kept_from_viewers(doctor: Walstream, ground: TestDatabase) -> None:
+    doctor.ok("subscribe", "users")
+    doubts = [
+        {"table": "public.users", "reason": "unchanged_toast", "rows": 7},
+        {"table": "public.Other", "reason": "policy_error", "rows": 1},
+        {"table": "public.users", "reason": "unchanged_toast", "rows": "many"},
+    ]
+    for number, seconds in enumerate((0, 10, 600)):
+        ground.execute(
+            "insert into realtime.nodes"
+            " (node_id, address, version, pid, slot, clients, status, started_at, last_seen_at)"
+            " values (%s, '', '1', 1, 'walstream', 0, %s, now(), now() - make_interval(secs => %s))",
+            (f"n{number}", json.dumps({"health": {"doubts": doubts}}), seconds),
+        )
+    assert wrong(doctor, "users") == [("warning", "rows_in_doubt")]
+    assert repair(doctor, "rows_in_doubt", "users") == "alter table public.users replica identity full"
+    [told] = [line for line in doctor("doctor", "users", "--json").value if line["code"] == "rows_in_doubt"]
+    assert told["cause"].startswith("14 rows were kept")
+    assert wrong(doctor) == [("warning", "rows_in_doubt")] * 2
 
 
 def test_a_literal_that_no_longer_casts(doctor: Walstream, ground: TestDatabase) -> None:

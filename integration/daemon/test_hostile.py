@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import trio
@@ -129,6 +131,16 @@ NONSENSE = [
     b'["1","1","realtime:t","presence",{"event":7}]', b'["1","1","realtime:t","phx_leave",null]',
     b'["1","' + b"9" * 50_000 + b'","phoenix","heartbeat",{}]', b'["1","1","' + b"t" * 50_000 + b'","phx_join",{}]',
     b'["1","1","realtime:t","phx_join",{"config":{"postgres_changes":[{"schema":"\\ud800","table":"t"}]}}]',
+    b'["1","1","realtime:t","phx_join",{"config":{"postgres_changes":[{"table":"t","filter":"id=eq.' + b"9" * 20_000
+    + b'"}]}}]',
+    b'["1","1","realtime:t","phx_join",' + b'{"config":' * 9_000 + b"1" + b"}" * 9_000 + b"]",
+    b'["1","1","realtime:t","phx_join",{"config":{"broadcast":{"replay":{"since":' + b"9" * 5000
+    + b',"limit":1e400}}}}]',
+    b'["1","1","realtime:t","phx_join",{"config":{"private":false,"private":true,"private":7},"config":[],"config":{}}]',
+    b"[" + b"9" * 20_000 + b"," + b"-1e99999" + b',"realtime:t","phx_join",{}]',
+    b'[1e308,1e309,"phoenix","heartbeat",{}]',
+    b'{"topic":"phoenix","topic":"realtime:t","event":"heartbeat","event":"phx_join","payload":{},"ref":'
+    + b"9" * 400 + b"}",
     b'["1","1","realtime:t","phx_join",{"config":{"postgres_changes":[{"table":"t","filter":"v=eq.\\ud800"}]}}]',
 ]  # fmt: skip
 
@@ -213,6 +225,139 @@ def test_beyond_the_cap_nobody_gets_in_and_afterwards_everybody(node: Node) -> N
     finally:
         for connection in connections:
             connection.close()
+
+
+def test_a_connection_that_says_nothing_is_not_waited_for(node: Node) -> None:
+    began = time.monotonic()
+    with node.raw() as connection:
+        assert connection.recv(1) == b""
+    assert time.monotonic() - began < 15
+
+
+def test_compression_is_not_agreed_upon(node: Node) -> None:
+    """So there is nothing that could grow when it is unpacked; a frame that claims to be packed breaks the protocol."""
+    with node.raw() as connection:
+        offer = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\nHost:"
+        connection.sendall(head().replace(b"Host:", offer, 1))
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += connection.recv(1)
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        assert b"sec-websocket-extensions" not in answer.lower()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        frame(b"", first=0) + frame(b"", opcode=0, first=0) * 10_001,
+        frame(b"x" * 100, opcode=9) * 25_000,
+        frame(b"", opcode=10) * 25_000,
+        frame(b"") * 25_000,
+    ],
+    ids=["fragments", "pings", "pongs", "empty messages"],
+)
+def test_a_flood_of_frames_ends_its_connection(node: Node, sent: bytes) -> None:
+    with node.raw() as connection:
+        upgrade(connection)
+
+        def flood() -> None:
+            with contextlib.suppress(OSError):  # sent away before all of it is sent
+                connection.sendall(sent)
+
+        flooding = threading.Thread(target=flood)
+        flooding.start()
+        try:
+            assert close_code(connection) == 1008
+        finally:
+            connection.close()
+            flooding.join()
+
+
+def test_a_flood_of_pings_whose_answers_are_not_read_is_not_read_either(node: Node) -> None:
+    with node.raw() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        upgrade(connection)
+        connection.settimeout(2)
+        with contextlib.suppress(OSError):
+            for _ in range(10_000):
+                connection.sendall(frame(b"x" * 125, opcode=9))
+        assert node.metric("walstream_outbox_bytes") < 1_000_000
+
+
+def test_many_topics_are_bounded(node: Node) -> None:
+    with node.raw() as connection:
+        upgrade(connection)
+        joins = [frame(b'["%d","%d","realtime:%d","phx_join",{}]' % (n, n, n)) for n in range(100)]
+        connection.sendall(b"".join(joins))
+        eventually(lambda: node.metric("walstream_channels") == 100)
+        connection.sendall(b"".join(frame(b'["a","a","realtime:x%d","phx_join",{}]' % n) for n in range(100)))
+        connection.sendall(frame(b'[null,"last","phoenix","heartbeat",{}]'))
+        data = b""
+        while b'"last"' not in data:
+            data += connection.recv(65536)
+        assert node.metric("walstream_channels") == 100
+        assert b"ChannelRateLimitReached" in data
+
+
+GARBAGE = b"\0\xff GET / HTTP/1.1\r\n\r\n" * 1000
+
+
+@pytest.mark.parametrize("after", [GARBAGE, head() + GARBAGE, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 100])
+def test_one_request_is_answered_and_what_follows_is_thrown_away(node: Node, after: bytes) -> None:
+    with node.raw() as connection:
+        connection.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n" + after)
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def post(node: Node, body: Iterable[bytes], *lines: str) -> bytes:
+    """The answer to a broadcast whose body is sent until the daemon has enough of it."""
+    with node.raw() as connection:
+        start = ["POST /api/broadcast HTTP/1.1", "Host: x", f"apikey: {bearer()}", "content-type: application/json"]
+        connection.sendall("\r\n".join([*start, *lines, "", ""]).encode())
+        with contextlib.suppress(OSError):
+            for piece in body:
+                connection.sendall(piece)
+        answer = b""
+        with contextlib.suppress(OSError):
+            while chunk := connection.recv(65536):
+                answer += chunk
+        return answer
+
+
+def test_a_body_without_end_is_not_read_to_its_end(node: Node) -> None:
+    piece = b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
+    answer = post(node, (piece for _ in range(1000)), "transfer-encoding: chunked")
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer[:200]
+    answer = post(node, [], "content-length: 99999999999999999999")
+    assert answer.startswith(b"HTTP/1.1 4"), answer[:200]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(node: Node) -> None:
+    answer = post(node, [b"{"], "content-length: 1000")
+    assert answer.startswith(b"HTTP/1.1 408 "), answer[:200]
+
+
+NESTED = b'{"messages":[{"topic":"a","event":"b","payload":' + b'{"a":' * 200_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 500_000, b'{"messages":' * 100_000, NESTED, NESTED + b"1" + b"}" * 200_000 + b"}]}",
+        b'{"messages":[{"topic":' + b"9" * 500_000 + b',"event":"b","payload":{}}]}', b'{"messages":1e999999999}',
+        b'{"messages":[' + b"{}," * 100_000 + b"{}]}",
+        b'{"messages":[{"topic":"a","topic":7,"event":"b","event":"c","payload":{"n":' + b"9" * 100_000 + b"}}]}",
+        b'{"messages":[{"topic":"\\ud800","event":"\\u0000","payload":{}}]}', b"\xff\xfe", b'"\xed\xa0\x80"',
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_a_body_of_nonsense_is_answered(node: Node, body: bytes) -> None:
+    answer = post(node, [body], f"content-length: {len(body)}")
+    assert answer.split(b" ")[1] in (b"202", b"400", b"422"), answer[:200]
 
 
 def test_a_client_that_never_reads_is_sent_away(node: Node) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from walstream.auth.tokens import Verifier, mint
 from walstream.channel.effects import Accepted, Effect, JoinOutcome, JoinRequest, JoinRequested, Send
+from walstream.channel.rate import Bucket
 from walstream.channel.session import Session, SessionLimits
 from walstream.protocol.phoenix import VSN_1, VSN_2
 
@@ -52,11 +53,12 @@ class Client:
         limits: SessionLimits | None = None,
         key: str = "opaque",
         verifier: Verifier = VERIFIER,
+        node_joins: Bucket | None = None,
     ) -> None:
         self.vsn = vsn
         self.now = NOW
         limits = limits or SessionLimits()
-        self.session = Session(vsn, verifier.verify(key, NOW), verifier, limits, NOW, token=key)
+        self.session = Session(vsn, verifier.verify(key, NOW), verifier, limits, NOW, token=key, node_joins=node_joins)
         self.effects: list[Effect] = []
 
     def did(self, effects: list[Effect]) -> list[Frame]:

@@ -50,7 +50,7 @@ def test_keys_may_come_in_headers(query: Pairs, headers: Pairs) -> None:
 
 @pytest.mark.parametrize("vsn", ["", "3.0.0", "x"])
 def test_an_unknown_version_has_no_answer_but_the_status(vsn: str) -> None:
-    assert decide([("vsn", vsn), ("apikey", "opaque")], [], VERIFIER, NOW) == Rejection(403, b"")
+    assert decide([("vsn", vsn), ("apikey", "opaque")], [], VERIFIER, NOW) == Rejection(403, b"", "UnsupportedVersion")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from walstream.channel.rate import Bucket
+from walstream.channel.rate import Bucket, Buckets
 
 TIMES = st.lists(st.floats(0, 100), min_size=1, max_size=200)
 
@@ -55,3 +55,30 @@ def test_turns_come_in_order_and_within_patience(times: list[float], rate: int, 
 def test_a_clock_that_is_set_back_costs_nothing() -> None:
     bucket = Bucket(1, 2, 100.0)
     assert [bucket.take(100.0), bucket.take(0.0), bucket.take(0.5)] == [0.0, 0.0, None]
+
+
+def test_what_has_happened_already_is_spent_even_if_it_was_not_there() -> None:
+    bucket = Bucket(1, 10, 0.0)
+    assert bucket.spend(10, 0.0)
+    assert not bucket.spend(5, 1.0)
+    assert bucket.left == 0
+    assert bucket.wait(1.0) == 1.0
+    assert bucket.spend(1, 2.0)
+
+
+def test_every_key_has_a_bucket_of_its_own() -> None:
+    buckets = Buckets(1, 1)
+    assert [buckets.take(key, 0.0) for key in "aabb"] == [True, False, True, False]
+
+
+def test_of_too_many_keys_the_one_seen_longest_ago_is_forgotten() -> None:
+    buckets = Buckets(1, 1, keys_max=2)
+    assert [buckets.take(key, 0.0) for key in "abac"] == [True, True, False, True]
+    assert len(buckets) == 2
+    assert [buckets.take(key, 0.0) for key in "ab"] == [False, True]
+
+
+def test_without_a_rate_nobody_is_remembered() -> None:
+    buckets = Buckets(0, 0)
+    assert all(buckets.take(str(number), 0.0) for number in range(100))
+    assert len(buckets) == 0

@@ -6,6 +6,7 @@ import pytest
 
 from tests.channel.channel_support import NOW, TODOS, TOPIC, Client, Frame, requests, token
 from walstream.channel.effects import Accepted, Close, Complaint, JoinRequest, TokenRefreshed
+from walstream.channel.rate import Bucket
 from walstream.channel.session import SessionLimits
 
 MALFORMED = "The token provided is not a valid JWT"
@@ -248,3 +249,53 @@ def test_messages_above_the_rate_refuse_a_join_without_answer() -> None:
     reason = "MessagePerSecondRateLimitReached: Too many messages per second"
     assert refused.payload["response"] == {"reason": reason}
     assert client.did(client.session.join_ready(request.serial, Accepted(), client.now)) == []
+
+
+# -- presence calls, and joins of all clients together
+
+
+def track(client: Client) -> list[Frame]:
+    return client.send("presence", {"type": "presence", "event": "track", "payload": {}})
+
+
+def test_presence_calls_above_the_bound_end_their_channel_alone() -> None:
+    client = Client(limits=SessionLimits(max_presence_calls=3, presence_window_seconds=30))
+    client.joined({"presence": {"enabled": True}})
+    client.joined(topic="realtime:other", ref="2")
+    for _ in range(3):
+        assert track(client) == []
+    assert track(client) == goodbye("Client presence rate limit exceeded")
+    assert Complaint("ClientPresenceRateLimitReached", "too many presence calls") in client.effects
+    assert len(client.session) == 1
+
+
+def test_presence_calls_at_the_rate_go_on_for_ever() -> None:
+    client = Client(limits=SessionLimits(max_presence_calls=3, presence_window_seconds=30))
+    client.joined({"presence": {"enabled": True}})
+    for _ in range(100):
+        assert track(client) == []
+        client.now += 10
+
+
+def test_presence_calls_may_be_unbounded() -> None:
+    client = Client(limits=SessionLimits(max_presence_calls=0, max_messages_per_second=0))
+    client.joined({"presence": {"enabled": True}})
+    assert all(track(client) == [] for _ in range(1000))
+
+
+def test_joins_of_all_clients_wait_for_their_turn_and_then_are_refused() -> None:
+    together = Bucket(1, 2, NOW)
+    clients = [Client(node_joins=together) for _ in range(8)]
+    for client in clients[:2]:
+        client.join()
+        assert client.kinds() == ["JoinRequested"]
+    for number, client in enumerate(clients[2:7], 1):
+        assert client.join() == []
+        assert client.session.deadline == NOW + number
+    client = clients[7]
+    [refused] = client.join()
+    assert refused.payload["response"]["reason"] == "ClientJoinRateLimitReached: Too many joins per second"
+    assert "Close" not in client.kinds(), "it is not this client's doing"
+    client.now += 6
+    client.join()
+    assert client.kinds() == ["JoinRequested"]

@@ -131,6 +131,9 @@ class Recorder:
         self.socket = socket
         return self
 
+    def missed(self) -> None:
+        self.events.append("missed")
+
     def message(self, data: str | bytes) -> None:
         self.messages.append(data)
         if data == self.fail_on:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import msgspec
 from starlette.routing import BaseRoute
 
-from walstream.shell.clients.http_app import make_app
+from walstream.shell.clients.http_app import HttpRules, make_app
 from walstream.shell.health import Health
 
 
@@ -31,9 +31,12 @@ async def ask(
     target: str,
     body: bytes | Sequence[bytes] = b"",
     headers: Mapping[str, str] | None = None,
+    *,
+    rules: HttpRules | None = None,
+    address: str = "",
 ) -> Answer:
-    """One request; ``body`` may come in parts."""
-    app = make_app(Health(version="1", node="n"), lambda: (b"", "text/plain"), routes)
+    """One request; ``body`` may come in parts. ``address``: the client's."""
+    app = make_app(Health(version="1", node="n"), lambda: (b"", "text/plain"), routes, rules)
     path, _, query = target.partition("?")
     parts = [body] if isinstance(body, bytes) else list(body)
     sent: list[Any] = []
@@ -48,8 +51,11 @@ async def ask(
     scope = {
         "type": "http", "method": method, "path": unquote(path), "raw_path": path.encode(), "root_path": "",
         "query_string": query.encode(), "scheme": "http", "http_version": "1.1", "server": None, "client": None,
-        "headers": [(name.encode(), value.encode()) for name, value in (headers or {}).items()],
+        "state": {"address": address},
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()],
     }  # fmt: skip
     await app(scope, receive, send)
-    found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    found: dict[str, str] = {}
+    for name, value in sent[0]["headers"]:
+        found[name.decode()] = ", ".join(filter(None, (found.get(name.decode()), value.decode())))
     return Answer(sent[0]["status"], found, b"".join(message.get("body", b"") for message in sent[1:]))

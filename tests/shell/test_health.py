@@ -90,6 +90,7 @@ def test_the_board_shows_everything_that_the_contract_names() -> None:
     health = board(clock)
     health.clients = lambda: 3
     health.subscriptions = lambda: 2
+    health.doubts = lambda: [{"table": "public.t", "reason": "policy_error", "rows": 7}]
     health.slot = SlotFacts("walstream", "wal2json", True, 10, "reserved", 20, None)
     bring_up(health)
     health.heartbeat_emitted()
@@ -118,6 +119,7 @@ def test_the_board_shows_everything_that_the_contract_names() -> None:
         "heartbeat": {"emitted_seconds_ago": 2.25, "received_seconds_ago": 2.0, "round_trip_seconds": 0.25},
         "clients": 3,
         "subscriptions": 2,
+        "doubts": [{"table": "public.t", "reason": "policy_error", "rows": 7}],
         "uptime": 2.25,
     }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import walstream
 from walstream import errors
 from walstream.telemetry import log
-from walstream.telemetry.metrics import WATCHED, Metrics
+from walstream.telemetry.metrics import REFUSAL_REASONS, WATCHED, Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -77,6 +77,10 @@ def test_every_metric_is_documented() -> None:
     families = set(re.findall(r"^# TYPE (walstream_\w+)", metrics.page()[0].decode(), re.MULTILINE))
     shown = {name for name in families if not name.endswith("_created")}
     assert first_words(page("health-and-metrics.md"), "Metrics") == shown
+
+
+def test_every_reason_that_refusals_are_counted_by_is_documented() -> None:
+    assert first_words(page("health-and-metrics.md"), "Refusals") == set(REFUSAL_REASONS)
 
 
 def test_every_log_event_is_documented_if_something_writes_it() -> None:

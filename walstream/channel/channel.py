@@ -9,6 +9,7 @@ import enum
 from typing import Final
 
 from walstream.channel.effects import JoinRequest
+from walstream.channel.rate import Bucket
 from walstream.channel.topic import Topic
 
 REFRESH_SECONDS: Final = 10.0
@@ -27,8 +28,8 @@ class Channel:
     """One topic that the client has joined or is joining."""
 
     __slots__ = (
-        "ack", "claims", "held_token", "join_ref", "ref", "refreshed_at", "request", "requested_at", "serial", "state",
-        "token", "topic", "turn_at", "untold", "wait_until",
+        "ack", "claims", "held_token", "join_ref", "presence_calls", "ref", "refreshed_at", "request", "requested_at",
+        "serial", "state", "token", "topic", "turn_at", "untold", "wait_until",
     )  # fmt: skip
 
     def __init__(self, request: JoinRequest, token: str, now: float, turn_at: float) -> None:
@@ -46,6 +47,7 @@ class Channel:
         self.wait_until = now + request.wait_seconds if request.wait_seconds and request.items else None
         self.refreshed_at = -REFRESH_SECONDS
         self.held_token: str | None = None
+        self.presence_calls: Bucket | None = None  # made by the first one
         self.untold = False  # claims that came before the answer, for ``Session.tick`` to tell of
 
     @property

@@ -116,13 +116,15 @@ class JoinRequested(msgspec.Struct, frozen=True):
 class JoinSettled(msgspec.Struct, frozen=True):
     """A join has its reply, for logs and metrics. ``failed``: refused for a reason that is not the client's doing.
 
-    ``reason``: what the client was told, "" with ``ok``. ``seconds``: since the request.
+    ``reason``: what the client was told, "" with ``ok``. ``seconds``: since the request. ``claims``: of who asked, for
+    a join that was refused.
     """
 
     topic: str
     result: Literal["ok", "refused", "failed"]
     reason: str
     seconds: float
+    claims: Claims | None = None
 
 
 class Entered(msgspec.Struct, frozen=True):

@@ -33,10 +33,11 @@ class Welcome(msgspec.Struct, frozen=True):
 
 
 class Rejection(msgspec.Struct, frozen=True):
-    """Answer with an HTTP status and a JSON body, or none."""
+    """Answer with an HTTP status and a JSON body, or none. ``code``: a stable name of the reason, for logs."""
 
     status: int
     body: bytes = b""
+    code: str = ""
 
 
 def decide(query: Pairs, headers: Pairs, verifier: Verifier, now: float) -> Welcome | Rejection:
@@ -47,7 +48,7 @@ def decide(query: Pairs, headers: Pairs, verifier: Verifier, now: float) -> Welc
     """
     vsn = negotiate(_first(query, "vsn"))
     if vsn is None:
-        return Rejection(403)
+        return Rejection(403, code="UnsupportedVersion")
     token = _key(query, headers) or ""
     found = _claims(token, headers, verifier, now)
     return found if isinstance(found, Rejection) else Welcome(vsn, found, token)
@@ -55,8 +56,12 @@ def decide(query: Pairs, headers: Pairs, verifier: Verifier, now: float) -> Welc
 
 def authorize(query: Pairs, headers: Pairs, verifier: Verifier, now: float) -> Claims | Rejection:
     """Whose a plain request is. Unlike in a handshake ``authorization`` wins: clients send a person's token there."""
-    token = _bearer(headers) or _key(query, headers) or ""
-    return _claims(token, headers, verifier, now)
+    return _claims(presented_key(query, headers), headers, verifier, now)
+
+
+def presented_key(query: Pairs, headers: Pairs) -> str:
+    """The token or key that a plain request goes by, good or not; "" for none."""
+    return _bearer(headers) or _key(query, headers) or ""
 
 
 def _claims(token: str, headers: Pairs, verifier: Verifier, now: float) -> Claims | Rejection:
@@ -64,16 +69,16 @@ def _claims(token: str, headers: Pairs, verifier: Verifier, now: float) -> Claim
         # Any website that a developer visits could otherwise read the database through a daemon without keys.
         origin = _first(headers, "origin")
         if origin is not None and not _is_of_this_machine(origin):
-            return _rejection(403, _FOREIGN_PAGE)
+            return _rejection(403, _FOREIGN_PAGE, "ForeignPage")
         return verifier.open_claims
     if not token:
-        return _rejection(401, _KEY_MISSING)
+        return _rejection(401, _KEY_MISSING, "MissingAPIKey")
     try:
         return verifier.verify(token, now)
-    except ExpiredTokenError:
-        return _rejection(401, _KEY_EXPIRED)
+    except ExpiredTokenError as error:
+        return _rejection(401, _KEY_EXPIRED, error.name)
     except TokenError as error:
-        return _rejection(401, error.text)
+        return _rejection(401, error.text, error.name)
 
 
 def _key(query: Pairs, headers: Pairs) -> str | None:
@@ -104,5 +109,5 @@ def _is_loopback_address(host: str) -> bool:
     return len(parts) == 4 and parts[0] == "127" and all(part.isascii() and part.isdigit() for part in parts)
 
 
-def _rejection(status: int, text: str) -> Rejection:
-    return Rejection(status, msgspec.json.encode({"error": text}))
+def _rejection(status: int, text: str, code: str) -> Rejection:
+    return Rejection(status, msgspec.json.encode({"error": text}), code)

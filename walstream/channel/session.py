@@ -55,6 +55,7 @@ MESSAGE_BURST_SECONDS: Final = 10.0
 RESTARTING: Final = "RealtimeRestarting: Realtime is restarting, please standby"
 TOO_MANY_JOINS: Final = "ClientJoinRateLimitReached: Too many joins per second"
 TOO_MANY_CHANNELS: Final = "ChannelRateLimitReached: Too many channels"
+TOO_MANY_USERS: Final = "ConnectionRateLimitReached: Too many connected users"
 NO_TOPIC_NAME: Final = "TopicNameRequired: You must provide a topic name"
 TOPIC_TOO_LONG: Final = "TopicNameTooLong: A topic has at most {} bytes, its prefix included"
 WAITED_TOO_LONG: Final = (
@@ -74,6 +75,8 @@ class SessionLimits(msgspec.Struct, frozen=True):
     max_channels: int = 100
     max_joins_per_second: float = 50
     max_messages_per_second: float = 200
+    max_presence_calls: int = 100  # per channel and presence_window_seconds; 0 for no bound
+    presence_window_seconds: float = 30.0
 
 
 class Session:
@@ -85,12 +88,21 @@ class Session:
 
     __slots__ = (
         "_channels", "_claims", "_codec", "_deadline", "_deadline_known", "_draining", "_ended", "_joins", "_limits",
-        "_messages", "_serial", "_serials", "_token", "_verifier", "vsn",
+        "_messages", "_node_joins", "_serial", "_serials", "_token", "_verifier", "vsn",
     )  # fmt: skip
 
     def __init__(
-        self, vsn: str, claims: Claims, verifier: Verifier, limits: SessionLimits, now: float, *, token: str = ""
+        self,
+        vsn: str,
+        claims: Claims,
+        verifier: Verifier,
+        limits: SessionLimits,
+        now: float,
+        *,
+        token: str = "",
+        node_joins: Bucket | None = None,
     ) -> None:
+        """``node_joins``: what the joins of all connections together are counted in."""
         self.vsn = vsn
         self._codec = codec(vsn)
         self._claims = claims
@@ -98,6 +110,7 @@ class Session:
         self._verifier = verifier
         self._limits = limits
         self._joins = Bucket(limits.max_joins_per_second, limits.max_channels, now)
+        self._node_joins = node_joins
         rate = limits.max_messages_per_second
         self._messages = Bucket(rate, rate * MESSAGE_BURST_SECONDS, now)
         self._channels: dict[str, Channel] = {}  # by topic, in the order of their joins
@@ -164,11 +177,21 @@ class Session:
             return []
         if channel.state is not State.JOINED:
             return [self._unmatched(message)]
+        if message.event == "presence" and not self._may_call_presence(channel, now):
+            complaint = Complaint("ClientPresenceRateLimitReached", "too many presence calls")
+            text = "Client presence rate limit exceeded"
+            return [complaint, *self._end(channel, "ClientPresenceRateLimitReached", text, now)]
         asked = message if channel.ack or message.event != "broadcast" else None
         push = read(message)
         if isinstance(push, Misread):
             return self.answer(asked, push.status, push.response) if asked is not None else []
         return [Pushed(channel.serial, push, asked)]
+
+    def _may_call_presence(self, channel: Channel, now: float) -> bool:
+        calls, seconds = self._limits.max_presence_calls, self._limits.presence_window_seconds
+        if channel.presence_calls is None:
+            channel.presence_calls = Bucket(calls / seconds, calls, now)
+        return channel.presence_calls.take(now) is not None
 
     def _unmatched(self, message: ClientMessage) -> Send:
         nobodys = msgspec.structs.replace(message, join_ref=None)
@@ -177,7 +200,8 @@ class Session:
     def _too_many_messages(self, channel: Channel | None, now: float) -> list[Effect]:
         if channel is None:
             return [Complaint("MessagePerSecondRateLimitReached", "messages to topics that are not joined")]
-        return self._end(channel, "MessagePerSecondRateLimitReached", "Too many messages per second", now)
+        complaint = Complaint("MessagePerSecondRateLimitReached", "too many messages per second")
+        return [complaint, *self._end(channel, "MessagePerSecondRateLimitReached", "Too many messages per second", now)]
 
     # -- joining
 
@@ -195,8 +219,14 @@ class Session:
             effects += self._forget(old)
             effects.append(self._close_frame(old))
         problem = self._problem(topic)
+        node_wait = 0.0
+        if not problem and self._node_joins is not None:
+            turn = self._node_joins.take(now, patience=JOIN_PATIENCE_SECONDS)
+            # Not this client's doing alone: it keeps its connection and tries again.
+            problem, node_wait = (TOO_MANY_JOINS, 0.0) if turn is None else ("", turn)
         if problem:
             return effects + self._refuse(message, problem)
+        wait = max(wait, node_wait)
         config = parse_join(topic, _json_payload(message))
         effects += [Complaint("InvalidJoinPayload", text) for text in config.complaints]
         try:
@@ -244,7 +274,7 @@ class Session:
 
     def _refuse(self, message: ClientMessage, reason: str, seconds: float = 0.0) -> list[Effect]:
         reply = self._codec.encode_reply(message, "error", _encode({"reason": reason}))
-        return [Send(reply), JoinSettled(message.topic, "refused", reason, seconds)]
+        return [Send(reply), JoinSettled(message.topic, "refused", reason, seconds, self._claims)]
 
     def is_joined(self, serial: int) -> bool:
         """Whether that join was accepted and its topic not left since."""
@@ -290,7 +320,10 @@ class Session:
     ) -> list[Effect]:
         self._drop(channel)
         reply = self._codec.encode_reply(_join_message(channel), "error", _encode({"reason": reason}))
-        return [Send(reply), JoinSettled(channel.topic.text, result, reason, now - channel.requested_at)]
+        return [
+            Send(reply),
+            JoinSettled(channel.topic.text, result, reason, now - channel.requested_at, channel.claims),
+        ]
 
     # -- joined channels, from the daemon
 

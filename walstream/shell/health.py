@@ -54,6 +54,7 @@ class Health:
         self.node = node
         self.clients: Callable[[], int] = lambda: 0
         self.subscriptions: Callable[[], int] = lambda: 0
+        self.doubts: Callable[[], list[Body]] = list
         self.slot: SlotFacts | None = None
         self.draining = False
         self.reader: ReaderState = "starting"
@@ -138,6 +139,7 @@ class Health:
             },
             "clients": self.clients(),
             "subscriptions": self.subscriptions(),
+            "doubts": self.doubts(),
             "uptime": round(now - self._started, 3),
         }
 

@@ -38,10 +38,18 @@ Watched = Literal[
     "bus_transactions",
     "mirror_sent",
     "mirror_dropped",
+    "rows_to_judge",
 ]
 
 JOIN_RESULTS: Final = ("ok", "refused", "failed")
 BUS_REASONS: Final = ("malformed", "forged", "late", "replayed", "missing", "crowded")
+REFUSAL_REASONS: Final = (
+    "request", "key", "origin", "metrics_token", "draining", "busy",
+    "node_connections", "address_connections", "key_connections", "user_connections", "address_rate",
+    "joins", "channels", "messages", "presence", "frames", "key_requests", "address_requests",
+)  # fmt: skip
+"""What handshakes, requests, joins and messages are refused for; told in docs/reference/health-and-metrics.md."""
+
 CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 1013})
 
 
@@ -75,14 +83,22 @@ WATCHED: Final[dict[Watched, _Description]] = {
     "bus_transactions": _Description(CounterMetricFamily, "Transactions that carried items."),
     "mirror_sent": _Description(CounterMetricFamily, "Changes mirrored to NOTIFY."),
     "mirror_dropped": _Description(CounterMetricFamily, "Changes that could not be mirrored."),
+    "rows_to_judge": _Description(GaugeMetricFamily, "Rows that PostgreSQL has yet to judge, once per viewer."),
 }
 
 
 class _Reader(Collector):
     def __init__(self) -> None:
         self.reads: dict[Watched, Callable[[], float]] = {}
+        self.doubts: Callable[[], Iterable[tuple[str, str, int]]] = tuple
 
     def collect(self) -> Iterable[Metric]:
+        doubts = CounterMetricFamily(
+            "walstream_rows_in_doubt", "Rows kept from viewers in doubt.", labels=["table", "reason"]
+        )
+        for table, reason, rows in self.doubts():
+            doubts.add_metric([table, reason], rows)
+        yield doubts
         for name, read in self.reads.items():
             description = WATCHED[name]
             yield description.kind(f"walstream_{name}", description.help, value=read())
@@ -112,6 +128,9 @@ class Metrics:
         )
         self.bus_refused = Counter("walstream_bus_refused", "Notifications not heeded.", ["reason"], registry=registry)
         self.join_seconds = Histogram("walstream_join_seconds", "From join to reply.", registry=registry)
+        self.refusals = Counter("walstream_refusals", "What was refused, by reason.", ["reason"], registry=registry)
+        for reason in REFUSAL_REASONS:
+            self.refusals.labels(reason)
         for result in JOIN_RESULTS:
             self.joins.labels(result)  # present from the start, so that a rate can be taken of the first one
         for reason in BUS_REASONS:
@@ -121,9 +140,17 @@ class Metrics:
         """Take the value from ``read`` whenever the page is asked for."""
         self._reader.reads[name] = read
 
+    def watch_doubts(self, read: Callable[[], Iterable[tuple[str, str, int]]]) -> None:
+        """Take rows in doubt by table and reason from ``read``, which has to bound how many pairs there are."""
+        self._reader.doubts = read
+
     def joined(self, result: Literal["ok", "refused", "failed"]) -> None:
         """Count a join."""
         self.joins.labels(result).inc()
+
+    def refused(self, reason: str) -> None:
+        """Count a refusal of ``REFUSAL_REASONS``; one that is not among them counts as "request"."""
+        self.refusals.labels(reason if reason in REFUSAL_REASONS else "request").inc()
 
     def closed(self, code: int) -> None:
         """Count the end of a WebSocket; codes that clients make up count as "other"."""

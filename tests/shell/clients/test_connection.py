@@ -17,6 +17,7 @@ from tests.shell.edge_support import masked, read_frame, read_head_text, socket_
 from tests.support import run
 from walstream.auth.tokens import Claims, Verifier, mint
 from walstream.channel.effects import Accepted, JoinRequest, Refused
+from walstream.channel.origins import Origins
 from walstream.channel.pushes import Push
 from walstream.channel.session import SessionLimits
 from walstream.config import Config
@@ -27,6 +28,7 @@ from walstream.shell.channels.rooms import RoomOwner
 from walstream.shell.clients.admission import Admission, session_limits
 from walstream.shell.clients.connection import Connection, Connections, JoinOwner
 from walstream.shell.clients.expiries import Expiries
+from walstream.shell.clients.gate import Gate
 from walstream.shell.clients.sockets import Head, HttpReply, Socket
 from walstream.shell.clients.stream import SocketStream
 from walstream.shell.clients.websocket import WebSockets
@@ -153,7 +155,9 @@ class Served:
         return self.joins.asked[-1][1].serial
 
 
-def admission(joins: FakeJoins, limits: SessionLimits | None = None) -> tuple[Admission, Connections]:
+def admission(
+    joins: FakeJoins, limits: SessionLimits | None = None, gate: Gate | None = None, origins: str = "*"
+) -> tuple[Admission, Connections]:
     began = trio.current_time()
 
     def clock() -> float:
@@ -161,7 +165,7 @@ def admission(joins: FakeJoins, limits: SessionLimits | None = None) -> tuple[Ad
 
     shared = Connections(joins, OpenRooms(), Guestbook(), Expiries(clock), Metrics(), clock=clock)
     verifier = Verifier(SECRET, api_keys={"opaque": "anon"})
-    return Admission(verifier, limits or SessionLimits(), shared), shared
+    return Admission(verifier, limits or SessionLimits(), shared, gate, Origins(origins)), shared
 
 
 def handshake(**query: str) -> Head:
@@ -170,7 +174,9 @@ def handshake(**query: str) -> Head:
 
 
 @asynccontextmanager
-async def served(limits: SessionLimits | None = None, *, vsn: str = VSN_2) -> AsyncIterator[Served]:
+async def served(
+    limits: SessionLimits | None = None, *, vsn: str = VSN_2, gate: Gate | None = None
+) -> AsyncIterator[Served]:
     joins = FakeJoins()
     with socket_pair() as (ours, theirs):
         async with trio.open_nursery() as nursery:
@@ -178,7 +184,7 @@ async def served(limits: SessionLimits | None = None, *, vsn: str = VSN_2) -> As
             sockets = WebSockets(max_frame_bytes=100_000)
             await nursery.start(drains.run)
             await nursery.start(sockets.run)
-            admit, shared = admission(joins, limits)
+            admit, shared = admission(joins, limits, gate)
             await nursery.start(shared.expiries.run)
             head = handshake(apikey="opaque", vsn=vsn)
             admitted = admit(head)
@@ -197,18 +203,18 @@ def join(config: object, *, ref: str = "1", topic: str = TOPIC, **extra: object)
 
 
 @pytest.mark.parametrize(
-    ("query", "status", "body"),
+    ("query", "status", "body", "code"),
     [
-        ({"apikey": "opaque", "vsn": "9"}, 403, b""),
-        ({}, 401, b'{"error":"API key is missing"}'),
-        ({"apikey": "bad"}, 401, b'{"error":"The token provided is not a valid JWT"}'),
+        ({"apikey": "opaque", "vsn": "9"}, 403, b"", "UnsupportedVersion"),
+        ({}, 401, b'{"error":"API key is missing"}', "MissingAPIKey"),
+        ({"apikey": "bad"}, 401, b'{"error":"The token provided is not a valid JWT"}', "MalformedJWT"),
     ],
 )
-def test_who_is_not_let_in_gets_an_http_answer(query: dict[str, str], status: int, body: bytes) -> None:
+def test_who_is_not_let_in_gets_an_http_answer(query: dict[str, str], status: int, body: bytes, code: str) -> None:
     async def main() -> object:
         return admission(FakeJoins())[0](handshake(**query))
 
-    assert run(main) == HttpReply(status, body)
+    assert run(main) == HttpReply(status, body, why="key", code=code)
 
 
 def test_limits_come_from_the_configuration() -> None:

@@ -15,10 +15,12 @@ import trio.testing
 
 from tests.shell.edge_support import UPGRADE, Recorder, masked, read_frame, read_head_text, read_until_closed
 from tests.support import run
+from walstream.channel.origins import Origins
 from walstream.errors import ConfigError
-from walstream.shell.clients.edge import Edge, http_answer, open_listeners
+from walstream.shell.clients.edge import Edge, Guards, http_answer, open_listeners
+from walstream.shell.clients.gate import Gate, GateLimits
 from walstream.shell.clients.http_app import make_app
-from walstream.shell.clients.limits import EdgeLimits, raise_open_files
+from walstream.shell.clients.limits import PENDING_MAX, PLAIN_MAX, EdgeLimits, raise_open_files
 from walstream.shell.clients.sockets import Admitted, Head, HttpReply, refusal
 from walstream.shell.health import Health
 from walstream.telemetry.metrics import Metrics
@@ -91,7 +93,9 @@ class Running:
 
 
 @asynccontextmanager
-async def listening(limits: EdgeLimits | None = None, *, echo: bool = True) -> AsyncIterator[Running]:
+async def listening(
+    limits: EdgeLimits | None = None, *, echo: bool = True, guards: Guards | None = None
+) -> AsyncIterator[Running]:
     door = Doorman(echo=echo)
     health = Health(version="1", node="n")
     metrics = Metrics()
@@ -104,6 +108,7 @@ async def listening(limits: EdgeLimits | None = None, *, echo: bool = True) -> A
         application=application,
         health=health,
         metrics=metrics,
+        guards=guards,
     )
     async with trio.open_nursery() as nursery:
 
@@ -213,7 +218,8 @@ def test_connections_beyond_the_cap_are_refused_and_plain_requests_still_answere
         async with listening(EdgeLimits(max_connections=2)) as running:
             with await running.open() as first, await running.open():
                 request = f"GET /socket/websocket HTTP/1.1\r\n{UPGRADE}\r\n".encode()
-                assert await running.ask(request) == (429, b'{"error":"Too many connected users"}')
+                status, body = await running.ask(request)
+                assert (status, json.loads(body)["error"]) == (429, "Too many connected users")
                 assert (await running.ask(GET % b"/live"))[0] == 200
                 first.close()
                 while len(running.edge.sockets) == 2:
@@ -298,7 +304,8 @@ def test_who_asks_during_a_drain_is_told_and_no_socket_is_opened() -> None:
                 assert (status, json.loads(body)["status"]) == (503, "draining")
                 assert (await running.ask(GET % b"/live"))[0] == 200
                 upgrade = f"GET /socket/websocket?apikey=good HTTP/1.1\r\n{UPGRADE}\r\n"
-                assert await running.ask(upgrade.encode()) == (503, b'{"error":"Server is shutting down"}')
+                status, body = await running.ask(upgrade.encode())
+                assert (status, json.loads(body)["error"]) == (503, "Server is shutting down")
                 assert len(running.edge.sockets) == 1
                 client.send(masked((1012).to_bytes(2, "big"), 8))
                 await running.ended.wait()
@@ -432,9 +439,9 @@ def test_accepting_pauses_while_descriptors_are_short_and_goes_on(monkeypatch: p
 
 
 def test_answers_name_their_length_and_the_end_of_the_connection() -> None:
-    assert http_answer(HttpReply(429, b"{}", (("x-a", "b"),))) == (
-        b"HTTP/1.1 429 Too Many Requests\r\nx-a: b\r\ncontent-type: application/json\r\ncontent-length: 2\r\n"
-        b"connection: close\r\naccess-control-allow-origin: *\r\n\r\n{}"
+    assert http_answer(HttpReply(429, b"{}", (("x-a", "b"),)), [("vary", "Origin")]) == (
+        b"HTTP/1.1 429 Too Many Requests\r\nx-a: b\r\nvary: Origin\r\ncontent-type: application/json\r\n"
+        b"content-length: 2\r\nconnection: close\r\n\r\n{}"
     )
     assert http_answer(HttpReply(599)).startswith(b"HTTP/1.1 599 \r\n")
 
@@ -442,3 +449,100 @@ def test_answers_name_their_length_and_the_end_of_the_connection() -> None:
 def test_the_bound_on_open_files_is_never_lowered() -> None:
     before = raise_open_files(0)
     assert raise_open_files(1) >= before
+
+
+# -- guards
+
+
+@asynccontextmanager
+async def guarded(
+    limits: GateLimits, origins: str = "*", *, edge_limits: EdgeLimits | None = None
+) -> AsyncIterator[Running]:
+    async with listening(edge_limits, guards=Guards(Gate(limits), Origins(origins))) as running:
+        yield running
+
+
+def handshake(*headers: str) -> bytes:
+    return "\r\n".join(["GET /socket/websocket HTTP/1.1", *headers, UPGRADE, ""]).encode()
+
+
+def refusals(running: Running, reason: str) -> float:
+    return running.metrics.registry.get_sample_value("walstream_refusals_total", {"reason": reason}) or 0.0
+
+
+def test_a_client_behind_a_trusted_proxy_is_known_by_its_own_address() -> None:
+    async def main() -> None:
+        async with guarded(GateLimits(trusted_proxies="127.0.0.0/8")) as running:
+            with await running.connect() as client:
+                client.send(handshake("X-Forwarded-For: 6.6.6.6, 203.0.113.7"))
+                assert (await read_head_text(client)).startswith("HTTP/1.1 101 ")
+            with await running.connect() as client:
+                client.send(handshake())
+                assert (await read_head_text(client)).startswith("HTTP/1.1 101 ")
+            by_proxy, direct = running.door.heads
+            assert (by_proxy.peer, by_proxy.address) == ("203.0.113.7", "203.0.113.7")
+            assert (direct.peer.partition(":")[0], direct.address) == ("127.0.0.1", "127.0.0.1")
+
+    run(main)
+
+
+def test_a_stranger_may_not_say_who_it_is() -> None:
+    async def main() -> None:
+        async with guarded(GateLimits(trusted_proxies="10.0.0.0/8")) as running:
+            with await running.connect() as client:
+                client.send(handshake("X-Forwarded-For: 203.0.113.7"))
+                await read_head_text(client)
+            assert running.door.heads[0].address == "127.0.0.1"
+
+    run(main)
+
+
+def test_an_answer_to_a_refused_handshake_has_headers_for_browsers_and_is_counted() -> None:
+    async def main() -> None:
+        async with guarded(GateLimits(), "https://app.example.org") as running:
+            with await running.connect() as client:
+                client.send(b"POST /socket/websocket HTTP/1.1\r\nHost: x\r\nOrigin: https://app.example.org\r\n\r\n")
+                head = await read_head_text(client)
+            assert "x-content-type-options: nosniff" in head
+            assert "access-control-allow-origin: https://app.example.org" in head
+            assert refusals(running, "request") == 1
+
+    run(main)
+
+
+def test_slow_requests_leave_room_for_those_who_ask_whether_the_node_is_well() -> None:
+    async def main() -> None:
+        async with listening() as running:
+            running.edge._plain = PLAIN_MAX
+            assert (await running.ask(GET % b"/health"))[0] == 503
+            assert (await running.ask(GET % b"/live"))[0] == 200
+            assert refusals(running, "busy") == 1
+
+    run(main)
+
+
+def test_while_places_are_scarce_a_head_has_less_time() -> None:
+    async def main() -> None:
+        async with listening(EdgeLimits(head_seconds=100)) as running:
+            assert running.edge._head_seconds() == 100
+            running.edge._pending += PENDING_MAX
+            assert running.edge._head_seconds() == 1
+            running.edge._pending -= PENDING_MAX
+
+    run(main)
+
+
+def test_a_flood_of_frames_ends_its_connection() -> None:
+    async def main() -> None:
+        async with listening(EdgeLimits(max_messages_per_second=1), echo=False) as running:
+            with await running.open() as client:
+                for _ in range(10):
+                    client.send(masked(b"", opcode=10) * 10)  # pongs that nobody asked for
+                    await trio.testing.wait_all_tasks_blocked()
+                client.send(masked(b"", opcode=10))
+                opcode, payload = await read_frame(client)
+                assert (opcode, payload) == (8, (1008).to_bytes(2, "big") + b"too many frames per second")
+            await trio.testing.wait_all_tasks_blocked()
+            assert refusals(running, "frames") == 1
+
+    run(main)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from walstream.auth.tokens import Verifier
 from walstream.channel.handshake import Rejection, Welcome, decide
+from walstream.channel.origins import Origins
 from walstream.channel.session import Session, SessionLimits
 from walstream.config import Config
 from walstream.shell.clients.connection import Connection, Connections
+from walstream.shell.clients.gate import Gate, Ticket
+from walstream.shell.clients.refusals import refused
 from walstream.shell.clients.sockets import Admitted, Head, HttpReply, Socket
 
 
@@ -16,6 +19,8 @@ def session_limits(config: Config) -> SessionLimits:
         max_channels=config.max_channels_per_connection,
         max_joins_per_second=config.max_joins_per_second,
         max_messages_per_second=config.max_messages_per_second,
+        max_presence_calls=config.max_presence_calls,
+        presence_window_seconds=config.presence_window_seconds,
     )
 
 
@@ -26,37 +31,66 @@ class Admission:
     connections that the edge takes at once.
     """
 
-    def __init__(self, verifier: Verifier, limits: SessionLimits, shared: Connections) -> None:
+    def __init__(
+        self,
+        verifier: Verifier,
+        limits: SessionLimits,
+        shared: Connections,
+        gate: Gate | None = None,
+        origins: Origins | None = None,
+    ) -> None:
+        """By default nobody is counted, and every page may connect."""
         self._verifier = verifier
         self._limits = limits
         self._shared = shared
+        self._gate = gate or Gate()
+        self._origins = origins or Origins()
 
     def __call__(self, head: Head) -> Admitted | HttpReply:
         """See ``Admit``."""
+        if not self._origins.allows(head.header("origin"), head.header("host")):
+            return refused("origin")
+        if not self._gate.may_connect(head.address):
+            return refused("address_rate")
         decided = decide(head.query, head.headers, self._verifier, self._shared.clock())
         if isinstance(decided, Rejection):
-            return HttpReply(decided.status, decided.body)
-        return _Welcomed(self, decided, head.header("user-agent") or "")
+            return HttpReply(decided.status, decided.body, why="key", code=decided.code)
+        claims = decided.claims
+        ticket = self._gate.enter(head.address, decided.token, claims.sub)
+        if isinstance(ticket, str):
+            return refused(f"{ticket}_connections", role=claims.role, user=claims.sub)
+        return _Welcomed(self, decided, head.header("user-agent") or "", ticket)
 
-    def connect(self, socket: Socket, welcome: Welcome, user_agent: str) -> Connection:
+    def connect(self, socket: Socket, welcome: Welcome, user_agent: str, ticket: Ticket) -> Connection:
         """The connection of a socket that has opened."""
         shared = self._shared
         session = Session(
-            welcome.vsn, welcome.claims, self._verifier, self._limits, shared.clock(), token=welcome.token
+            welcome.vsn,
+            welcome.claims,
+            self._verifier,
+            self._limits,
+            shared.clock(),
+            token=welcome.token,
+            node_joins=self._gate.node_joins,
         )
-        return Connection(socket, session, shared, user_agent=user_agent)
+        return Connection(socket, session, shared, user_agent=user_agent, ticket=ticket)
 
 
 class _Welcomed:
     """A handshake that is let in."""
 
-    __slots__ = ("_admission", "_user_agent", "_welcome")
+    __slots__ = ("_admission", "_ticket", "_user_agent", "_welcome")
 
-    def __init__(self, admission: Admission, welcome: Welcome, user_agent: str) -> None:
+    def __init__(self, admission: Admission, welcome: Welcome, user_agent: str, ticket: Ticket) -> None:
         self._admission = admission
         self._welcome = welcome
         self._user_agent = user_agent
+        self._ticket = ticket
 
     def handler(self, socket: Socket) -> Connection:
         """See ``Admitted``."""
-        return self._admission.connect(socket, self._welcome, self._user_agent)
+        return self._admission.connect(socket, self._welcome, self._user_agent, self._ticket)
+
+    def missed(self) -> None:
+        """See ``Admitted``."""
+        self._ticket.give_back()

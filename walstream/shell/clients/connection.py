@@ -31,11 +31,13 @@ from walstream.channel.effects import (
     TokenRefreshed,
 )
 from walstream.channel.pushes import Push
-from walstream.channel.session import Session
+from walstream.channel.session import TOO_MANY_USERS, Session
 from walstream.protocol.phoenix import ClientMessage
 from walstream.shell.channels.connection_report import ConnectionFacts
 from walstream.shell.channels.rooms import RoomOwner
 from walstream.shell.clients.expiries import Expiries
+from walstream.shell.clients.gate import Ticket
+from walstream.shell.clients.refusals import COMPLAINTS, REFUSED_JOINS
 from walstream.shell.clients.sockets import INTERNAL_ERROR, Socket
 from walstream.shell.delivery.outbox import Outbox
 from walstream.telemetry.log import CHANNEL_JOINED, CHANNEL_LEFT, CHANNEL_REFUSED, HANDLER_FAILED, MESSAGE_REFUSED
@@ -170,10 +172,20 @@ class Connection:
     A ``Handler`` for the edge, a ``JoinOwner`` for ``Joins`` and a ``RoomOwner`` for ``Rooms``.
     """
 
-    __slots__ = ("_channels", "_complained", "_deadline", "_session", "_shared", "_socket", "_user_agent")
+    __slots__ = ("_channels", "_complained", "_deadline", "_session", "_shared", "_socket", "_ticket", "_user_agent")
 
-    def __init__(self, socket: Socket, session: Session, shared: Connections, *, user_agent: str = "") -> None:
+    def __init__(
+        self,
+        socket: Socket,
+        session: Session,
+        shared: Connections,
+        *,
+        user_agent: str = "",
+        ticket: Ticket | None = None,
+    ) -> None:
+        """``ticket``: its place in the counts, given back when it is closed."""
         self._socket = socket
+        self._ticket = ticket
         self._user_agent = user_agent
         self._session = session
         self._shared = shared
@@ -224,6 +236,8 @@ class Connection:
 
     def closed(self) -> None:
         """Leave every channel and forget all deadlines."""
+        if self._ticket is not None:
+            self._ticket.give_back()
         self._shared.report.closed(self._socket.id)
         self._perform(self._session.leave_all())
 
@@ -298,6 +312,8 @@ class Connection:
         match effect:
             case Pushed(serial, push, asked):
                 rooms.pushed(self, serial, push, asked)
+            case JoinRequested(request) if not self._counts_for(request.claims):
+                self._refused(request.serial, TOO_MANY_USERS)
             case JoinRequested(request):
                 admitted = partial(joins.ask, self, request)
                 rooms.ask(self, request, admitted, partial(self._refused, request.serial))
@@ -307,6 +323,10 @@ class Connection:
                 log.debug(CHANNEL_LEFT, session_id=self._socket.id, topic=topic[:LOGGED_TOPIC_MAX])
                 joins.forget(self, serial)
                 rooms.leave(self, serial)
+            case TokenRefreshed(_, _, serial, claims) if not self._counts_for(claims):
+                self._shared.metrics.refused("user_connections")
+                name, _, text = TOO_MANY_USERS.partition(": ")
+                self.end(serial, name, text)
             case TokenRefreshed(_, _, serial, claims):
                 joins.refreshed(self, serial, claims)
                 rooms.refreshed(self, serial, claims)
@@ -319,6 +339,10 @@ class Connection:
             case Send():
                 self._send(effect)
 
+    def _counts_for(self, claims: Claims) -> bool:
+        """Whether the user of a join may have this connection, too: official clients name their user only here."""
+        return self._ticket is None or self._ticket.count("user", claims.sub)
+
     def _refused(self, serial: int, reason: str) -> None:
         self.join_ready(serial, Refused(reason))
 
@@ -330,10 +354,24 @@ class Connection:
         if settled.result == "ok":
             log.debug(CHANNEL_JOINED, session_id=self._socket.id, topic=topic, seconds=round(settled.seconds, 6))
         else:
-            log.info(CHANNEL_REFUSED, session_id=self._socket.id, topic=topic, reason=settled.reason)
+            self._count_refusal(REFUSED_JOINS, settled.reason.partition(":")[0])
+            log.info(
+                CHANNEL_REFUSED,
+                session_id=self._socket.id,
+                peer=self._socket.peer,
+                topic=topic,
+                role=settled.claims.role[:LOGGED_TOPIC_MAX] if settled.claims is not None else None,
+                user=settled.claims.sub[:LOGGED_TOPIC_MAX] if settled.claims is not None else None,
+                reason=settled.reason,
+            )
+
+    def _count_refusal(self, reasons: Mapping[str, str], code: str) -> None:
+        if code in reasons:
+            self._shared.metrics.refused(reasons[code])
 
     def _complain(self, code: str, text: str) -> None:
         """The first of each kind is worth a line; a client that goes on like that must not fill the log."""
+        self._count_refusal(COMPLAINTS, code)
         write = log.debug if code in self._complained else log.info
         self._complained |= {code}
         write(MESSAGE_REFUSED, session_id=self._socket.id, peer=self._socket.peer, code=code, reason=text)

@@ -8,19 +8,32 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
+import msgspec
 import structlog
 import trio
 
+from walstream.channel.origins import Origins
 from walstream.errors import ConfigError, ProtocolError
+from walstream.shell.clients.gate import Gate
 from walstream.shell.clients.head import HeadError, read_head
 from walstream.shell.clients.http_edge import Application, HttpServer
-from walstream.shell.clients.limits import PENDING_MAX, PLAIN_MAX, REFUSAL_SECONDS, EdgeLimits
+from walstream.shell.clients.http_headers import Pairs, security_headers
+from walstream.shell.clients.limits import (
+    FRAMES_PER_MESSAGE,
+    HURRY_SECONDS,
+    PENDING_MAX,
+    PLAIN_MAX,
+    PROBES_MAX,
+    REFUSAL_SECONDS,
+    EdgeLimits,
+)
 from walstream.shell.clients.pinger import tend_all
+from walstream.shell.clients.refusals import Ledger, refused
 from walstream.shell.clients.sockets import (
+    POLICY_VIOLATION,
     REASON_DRAIN,
     SERVICE_RESTART,
     TRY_AGAIN_LATER,
@@ -35,10 +48,11 @@ from walstream.shell.clients.stream import SocketStream
 from walstream.shell.clients.websocket import WebSockets, check_handshake
 from walstream.shell.delivery.outbox import Drains, Outbox
 from walstream.shell.health import Health
-from walstream.telemetry.log import CONNECTION_FAILED, CONNECTION_REFUSED, LISTENER_OVERLOADED, SERVER_DRAINING
+from walstream.telemetry.log import CONNECTION_FAILED, LISTENER_OVERLOADED, SERVER_DRAINING
 from walstream.telemetry.metrics import Metrics
 
 SOCKET_PATHS: Final = frozenset({"/socket/websocket", "/realtime/v1/websocket"})
+PROBES: Final = frozenset({"/live", "/ready", "/readyz"})
 
 BACKLOG: Final = 4096
 ACCEPT_BATCH: Final = 64
@@ -59,12 +73,18 @@ Address = tuple[str, int]
 log = structlog.get_logger()
 
 
+class Guards(NamedTuple):
+    """Who may come in beside what ``Admit`` says."""
+
+    gate: Gate
+    origins: Origins
+
+
 class Edge:
     """Everything between the network and the handlers of one node.
 
     Tasks of ``run``: one per listener, one per connection that has not become a WebSocket, one per WebSocket, one per
-    outbox that waits for its reader, one pinger. ``on_overflow``: see ``WebSockets``; by default who is too slow is
-    told so and closed.
+    outbox that waits for its reader, one pinger. ``guards``: by default nobody is counted, and every page may connect.
     """
 
     def __init__(
@@ -77,11 +97,15 @@ class Edge:
         application: Application,
         health: Health,
         metrics: Metrics,
-        on_overflow: Callable[[Socket], None] | None = None,
+        guards: Guards | None = None,
     ) -> None:
         self.sockets = WebSockets(
-            max_frame_bytes=limits.max_frame_bytes, on_overflow=on_overflow, on_closed=self._count_close
+            max_frame_bytes=limits.max_frame_bytes,
+            max_frames_per_second=limits.max_messages_per_second * FRAMES_PER_MESSAGE,
+            on_closed=self._count_close,
         )
+        self._guards = guards or Guards(Gate(), Origins())
+        self._ledger = Ledger(metrics)
         health.clients = self.sockets.__len__
         self._metrics = metrics
         metrics.watch("connections", self.sockets.__len__)
@@ -98,6 +122,7 @@ class Edge:
         self._everything: trio.CancelScope | None = None
         self._pending = 0  # connections that are no WebSockets (yet)
         self._plain = 0
+        self._probes = 0
         self._fewer_pending: trio.Event | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED) -> None:
@@ -151,6 +176,8 @@ class Edge:
 
     def _count_close(self, closed: Socket, code: int) -> None:
         self._metrics.closed(code)
+        if closed.close_code == POLICY_VIOLATION:
+            self._metrics.refused("frames")
         if closed.close_code == TRY_AGAIN_LATER:
             self._metrics.slow_closes.inc()
 
@@ -207,28 +234,46 @@ class Edge:
     async def _serve(self, stream: SocketStream, peer: str) -> bool:
         """Returns whether the stream is a WebSocket's now."""
         try:
-            head = await read_head(stream, peer, seconds=self._limits.head_seconds)
+            head = await read_head(stream, peer, seconds=self._head_seconds())
         except HeadError as error:
             await self._refuse(stream, peer, refusal(error.status, error.message))
             return False
         if head is None:
             return False
+        head = self._with_address(head)
         if head.path.rstrip("/") in SOCKET_PATHS:
             return await self._upgrade(stream, head)
-        if self._plain >= PLAIN_MAX:
-            await self._refuse(stream, peer, refusal(503, "Too many requests under way"))
-            return False
-        self._plain += 1
+        await self._answer_plain(stream, head)
+        return False
+
+    def _head_seconds(self) -> float:
+        """Whoever says nothing holds a place that others wait for, once there are few."""
+        seconds = self._limits.head_seconds
+        return seconds if self._pending <= PENDING_MAX // 2 else min(seconds, HURRY_SECONDS)
+
+    def _with_address(self, head: Head) -> Head:
+        host = head.peer.rpartition(":")[0].strip("[]")
+        forwarded = [value for name, value in head.headers if name == "x-forwarded-for"]
+        address = self._guards.gate.address(host, forwarded)
+        return msgspec.structs.replace(head, address=address, peer=head.peer if address == host else address)
+
+    async def _answer_plain(self, stream: SocketStream, head: Head) -> None:
+        is_probe = head.path in PROBES
+        if self._probes >= PROBES_MAX if is_probe else self._plain >= PLAIN_MAX:
+            await self._refuse(stream, head.peer, refused("busy"), head)
+            return
+        self._probes += is_probe
+        self._plain += not is_probe
         try:
             await self._http.serve(stream, head)
         finally:
-            self._plain -= 1
-        return False
+            self._probes -= is_probe
+            self._plain -= not is_probe
 
     async def _upgrade(self, stream: SocketStream, head: Head) -> bool:
         answer = self._answer(head)
         if isinstance(answer, HttpReply):
-            await self._refuse(stream, head.peer, answer)
+            await self._refuse(stream, head.peer, answer, head)
             return False
         await self.sockets.accept(stream, head, answer)
         return True
@@ -242,18 +287,21 @@ class Edge:
             check_handshake(head)
         except ProtocolError as error:
             version = (("sec-websocket-version", "13"),)
-            return HttpReply(400, refusal(400, str(error)).body, version)
+            return HttpReply(400, refusal(400, str(error)).body, version, why="request")
         if self._health.draining:
-            return refusal(503, "Server is shutting down")
+            return refused("draining")
         if len(self.sockets) >= self._limits.max_connections:
-            return refusal(429, "Too many connected users")
+            return refused("node_connections")
         return self._admit(head)
 
-    async def _refuse(self, stream: SocketStream, peer: str, reply: HttpReply) -> None:
-        log.info(CONNECTION_REFUSED, peer=peer, status=reply.status)
+    async def _refuse(self, stream: SocketStream, peer: str, reply: HttpReply, head: Head | None = None) -> None:
+        if reply.why:
+            self._ledger.refused(reply, peer, head, trio.current_time())
         if reply.delay_seconds:
             await trio.sleep(reply.delay_seconds)
-        await stream.send_all(http_answer(reply))
+        origin, host = (head.header("origin"), head.header("host")) if head is not None else (None, None)
+        further = [*self._guards.origins.allow_header(origin, host), *security_headers(https=False)]
+        await stream.send_all(http_answer(reply, further))
         await stream.linger(REFUSAL_SECONDS)
 
 
@@ -306,12 +354,12 @@ def _peer(address: object) -> str:
     return ""
 
 
-def http_answer(reply: HttpReply) -> bytes:
-    """The bytes of an answer after which the connection ends."""
+def http_answer(reply: HttpReply, further: Pairs = ()) -> bytes:
+    """The bytes of an answer after which the connection ends. ``further``: headers for browsers."""
     reason = HTTPStatus(reply.status).phrase if reply.status in HTTPStatus.__members__.values() else ""
     given = {name.lower() for name, _ in reply.headers}
-    headers = [f"{name}: {value}" for name, value in reply.headers]
+    headers = [f"{name}: {value}" for name, value in (*reply.headers, *further)]
     if reply.body and "content-type" not in given:
         headers.append("content-type: application/json")
-    headers += [f"content-length: {len(reply.body)}", "connection: close", "access-control-allow-origin: *"]
+    headers += [f"content-length: {len(reply.body)}", "connection: close"]
     return f"HTTP/1.1 {reply.status} {reason}\r\n".encode() + "\r\n".join(headers).encode() + b"\r\n\r\n" + reply.body

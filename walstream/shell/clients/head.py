@@ -91,19 +91,23 @@ def parse_head(raw: bytes, peer: str) -> Head:
     if not event.http_version.startswith(b"1."):
         raise HeadError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
     path, _, query = _ABSOLUTE.sub("", event.target.decode("ascii"), count=1).partition("?")
-    try:
-        pairs = tuple(parse_qsl(query, keep_blank_values=True, max_num_fields=QUERY_PAIRS_MAX))
-    except ValueError as error:
-        raise HeadError(400, "too many query parameters") from error
     return Head(
         method=event.method.decode("ascii"),
         path=unquote(path),
-        query=pairs,
+        query=query_pairs(query),
         headers=tuple((name.decode("ascii"), value.decode("latin-1")) for name, value in event.headers),
         peer=peer,
         raw=raw,
         http_version=event.http_version.decode("ascii"),
     )
+
+
+def query_pairs(query: str) -> tuple[tuple[str, str], ...]:
+    """The decoded pairs of a query. Raises HeadError."""
+    try:
+        return tuple(parse_qsl(query, keep_blank_values=True, max_num_fields=QUERY_PAIRS_MAX))
+    except ValueError as error:
+        raise HeadError(400, "too many query parameters") from error
 
 
 def _check_unfinished(data: bytearray) -> None:

@@ -33,10 +33,15 @@ log = structlog.get_logger()
 
 
 class _OneRequest(trio.abc.HalfCloseableStream):
-    """Our stream as hypercorn sees it: its closing only marks the end, for what follows is up to us."""
+    """Our stream as hypercorn sees it: its closing only marks the end, for what follows is up to us.
 
-    def __init__(self, stream: SocketStream) -> None:
+    ``head``: of the request, which comes first. What follows a request that has no body is read and thrown away.
+    """
+
+    def __init__(self, stream: SocketStream, head: Head) -> None:
         self._stream = stream
+        self._head = _single_request_head(head)
+        self._has_body = any(head.header(name) for name in ("content-length", "transfer-encoding"))
         self._reading: trio.CancelScope | None = None
         self._done = False
 
@@ -45,9 +50,16 @@ class _OneRequest(trio.abc.HalfCloseableStream):
         return self._stream.socket
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if self._head:
+            await trio.lowlevel.checkpoint()
+            first, self._head = self._head, b""
+            return first
         if not self._done:
             with trio.CancelScope() as self._reading:
-                return await self._stream.receive_some(max_bytes)
+                data = await self._stream.receive_some(max_bytes)
+                while data and not self._has_body:
+                    data = await self._stream.receive_some(max_bytes)
+                return data
         await trio.lowlevel.checkpoint()
         raise trio.ClosedResourceError
 
@@ -81,15 +93,16 @@ class HttpServer:
 
         A connection is never kept for a second request: an upgrade that comes on it would be hypercorn's to answer.
         """
-        stream.unread(_single_request_head(head))
         stream.send_seconds = HTTP_SECONDS  # hypercorn shields its writes without a deadline
         with trio.move_on_after(HTTP_SECONDS):
             server = TCPServer(
                 self._wrapper,
                 self._config,
                 WorkerContext(None),
-                ConnectionState({}),
-                cast(Any, _OneRequest(stream)),  # of an SSLStream's interface only what plain streams have is used
+                ConnectionState({"address": head.address}),
+                cast(
+                    Any, _OneRequest(stream, head)
+                ),  # of an SSLStream's interface only what plain streams have is used
             )
             await server.run()
         await stream.linger(REFUSAL_SECONDS)

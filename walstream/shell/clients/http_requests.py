@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+import trio
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from walstream.auth.tokens import Claims, Verifier
 from walstream.channel.handshake import Rejection, authorize
 from walstream.shell.clients.http_app import json_response
+from walstream.shell.clients.limits import BODY_SECONDS
 
 PREFIXES: Final = ("", "/realtime/v1")
 
@@ -40,21 +43,27 @@ def path_parts(request: Request, prefix: str) -> list[str] | None:
 
 
 async def body_of(request: Request, bytes_max: int) -> bytes:
-    """The whole body. Raises BodyTooLarge before it is read, where its length is told, or while it is."""
+    """The whole body, within ``BODY_SECONDS``.
+
+    Raises BodyTooLarge before it is read, where its length is told, or while it is; HTTPException if it takes too long.
+    """
     told = request.headers.get("content-length", "")
     if told.isascii() and told.isdecimal() and int(told[:18]) > bytes_max:
         raise BodyTooLarge
     parts: list[bytes] = []
     size = 0
     try:
-        async with contextlib.aclosing(request.stream()) as stream:
-            async for part in stream:
-                size += len(part)
-                if size > bytes_max:
-                    raise BodyTooLarge
-                parts.append(part)
+        with trio.fail_after(BODY_SECONDS):
+            async with contextlib.aclosing(request.stream()) as stream:
+                async for part in stream:
+                    size += len(part)
+                    if size > bytes_max:
+                        raise BodyTooLarge
+                    parts.append(part)
     except ClientDisconnect:
         return b""
+    except trio.TooSlowError as error:
+        raise HTTPException(408, f"the body did not come within {BODY_SECONDS:g} seconds") from error
     return b"".join(parts)
 
 

@@ -18,6 +18,18 @@ PENDING_MAX: Final = 1024
 PLAIN_MAX: Final = 256
 """Plain HTTP requests under way at once."""
 
+PROBES_MAX: Final = 64
+"""Requests for /live and /ready under way at once, beside ``PLAIN_MAX``: slow ones must not make the node look dead."""
+
+HURRY_SECONDS: Final = 1.0
+"""For a request head, and a TLS handshake, while half of the ``PENDING_MAX`` places are taken."""
+
+FRAMES_PER_MESSAGE: Final = 10
+"""Frames that a client may send for each message that it may: for control frames, fragments and what is no message."""
+
+BODY_SECONDS: Final = 10.0
+"""For the body of a plain request."""
+
 HTTP_SECONDS: Final = 30.0
 """For one plain request, body and answer included."""
 
@@ -33,6 +45,7 @@ class EdgeLimits(msgspec.Struct, frozen=True):
 
     max_connections: int = 10_000
     max_frame_bytes: int = 5_000_000
+    max_messages_per_second: float = 200
     outbox_bytes: int = 8 * 1024 * 1024
     ping_seconds: float = 25.0
     idle_seconds: float = 60.0

@@ -12,17 +12,18 @@ class MessageCounter:
     It decides nothing: a stream that breaks the protocol is ended by the library, whatever was counted.
     """
 
-    __slots__ = ("_ends_message", "_header", "_payload_left", "fragments")
+    __slots__ = ("_ends_message", "_header", "_payload_left", "fragments", "frames")
 
     def __init__(self) -> None:
         self.fragments = 0  # frames of the unfinished message
+        self.frames = 0  # whose headers ended in the newest piece, control frames included
         self._header = b""
         self._payload_left = 0
         self._ends_message = False
 
     def feed(self, data: bytes) -> int:
         """How many data messages are complete with these bytes that were not before."""
-        count = position = 0
+        count = position = frames = 0
         size = len(data)
         while position < size:
             if self._payload_left:
@@ -37,6 +38,7 @@ class MessageCounter:
                     self._header = header
                     break
                 self._header = b""
+                frames += 1
                 position += length - known
                 self._payload_left = _payload_length(header)
                 is_data = header[0] & 0x0F < 8
@@ -45,6 +47,7 @@ class MessageCounter:
             if self._ends_message and not self._payload_left:
                 count += 1
                 self.fragments = 0
+        self.frames = frames
         return count
 
 

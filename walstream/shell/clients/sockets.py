@@ -38,7 +38,8 @@ REASON_DRAIN: Final = "Server requested disconnect"
 class Head(msgspec.Struct, frozen=True):
     """One HTTP request head. ``headers``: lower-case names in the order sent. ``raw``: its bytes as they came.
 
-    ``query``: decoded pairs in the order sent. ``peer``: address and port, or "" where there is none.
+    ``query``: decoded pairs in the order sent. ``peer``: address and port, or "" where there is none; the address alone
+    of a client behind a trusted proxy. ``address``: of the client, without a port.
     """
 
     method: str
@@ -48,6 +49,7 @@ class Head(msgspec.Struct, frozen=True):
     peer: str
     raw: bytes
     http_version: str = "1.1"
+    address: str = ""
 
     def header(self, name: str) -> str | None:
         """The first header of that (lower-case) name."""
@@ -67,17 +69,25 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class HttpReply(msgspec.Struct, frozen=True):
-    """An answer that ends a connection before it became a WebSocket. ``delay_seconds``: wait that long before it."""
+    """An answer that ends a connection before it became a WebSocket.
+
+    ``why``: what refusals are counted by (``refusals``), "" for what is none. ``code``: a closer name of it.
+    ``role`` and ``user``: of whom is refused, where that is known. ``delay_seconds``: wait that long before it.
+    """
 
     status: int
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     delay_seconds: float = 0.0
+    why: str = ""
+    code: str = ""
+    role: str = ""
+    user: str = ""
 
 
-def refusal(status: int, text: str, *, delay_seconds: float = 0.0) -> HttpReply:
+def refusal(status: int, text: str, *, delay_seconds: float = 0.0, why: str = "request") -> HttpReply:
     """A refused handshake as Supabase words it: ``{"error": text}``."""
-    return HttpReply(status, msgspec.json.encode({"error": text}), (), delay_seconds)
+    return HttpReply(status, msgspec.json.encode({"error": text}), (), delay_seconds, why)
 
 
 class Socket:
@@ -177,6 +187,10 @@ class Admitted(Protocol):
 
     def handler(self, socket: Socket) -> Handler:
         """The handler of the socket, once it is open. May send."""
+        ...
+
+    def missed(self) -> None:
+        """The client went before its handshake was answered: there will be no handler."""
         ...
 
 

@@ -17,6 +17,7 @@ import structlog
 import trio
 import trio_websocket
 
+from walstream.channel.rate import Bucket
 from walstream.errors import Invariant, ProtocolError
 from walstream.shell.clients.message_counter import MessageCounter
 from walstream.shell.clients.sockets import (
@@ -47,6 +48,11 @@ FRAGMENTS_MAX: Final = 10_000
 GOODBYE_SECONDS: Final = 2.0
 """For a peer to take our last words after it broke the protocol."""
 
+BURST_SECONDS: Final = 10.0
+"""Seconds' worth of frames that may come at once."""
+
+REASON_TOO_MANY_FRAMES: Final = "too many frames per second"
+
 DRAIN_SLICE: Final = 200
 """Sockets that say goodbye before other tasks get a turn."""
 
@@ -62,10 +68,13 @@ class _Feed(trio.abc.Stream):
     reader's own task, that messages are fetched and handled: a connection needs no second task.
     """
 
-    __slots__ = ("_counter", "_finished", "_head", "_opened", "_waiting", "connection", "handler", "socket", "stream")
+    __slots__ = (
+        "_counter", "_finished", "_frames", "_head", "_opened", "_waiting", "connection", "handler", "socket", "stream",
+    )  # fmt: skip
 
-    def __init__(self, stream: SocketStream, head: bytes, socket: Socket) -> None:
+    def __init__(self, stream: SocketStream, head: bytes, socket: Socket, max_frames_per_second: float) -> None:
         self.stream = stream
+        self._frames = Bucket(max_frames_per_second, max_frames_per_second * BURST_SECONDS, trio.current_time())
         self.socket = socket
         self.connection: trio_websocket.WebSocketConnection | None = None
         self.handler: Handler | None = None
@@ -106,6 +115,9 @@ class _Feed(trio.abc.Stream):
         self._waiting = self._counter.feed(data)
         if self._counter.fragments > FRAGMENTS_MAX:
             self.socket.close(POLICY_VIOLATION, f"a message of more than {FRAGMENTS_MAX} frames")
+            raise trio.BrokenResourceError
+        if not self._frames.spend(self._counter.frames, trio.current_time()):
+            self.socket.close(POLICY_VIOLATION, REASON_TOO_MANY_FRAMES)
             raise trio.BrokenResourceError
         return data
 
@@ -175,10 +187,12 @@ class WebSockets:
         self,
         *,
         max_frame_bytes: int,
+        max_frames_per_second: float = 0,
         on_overflow: Callable[[Socket], None] | None = None,
         on_closed: Callable[[Socket, int], None] | None = None,
     ) -> None:
         self._max_frame_bytes = max_frame_bytes
+        self._max_frames_per_second = max_frames_per_second
         self._on_overflow = on_overflow or close_slow
         self._on_closed = on_closed
         self._feeds: dict[Outbox, _Feed] = {}
@@ -212,7 +226,7 @@ class WebSockets:
         protocol = _first_protocol(head)
         socket = Socket(stream, head.peer, time.time())
         socket.outbox.on_overflow = self._overflowed
-        feed = _Feed(stream, _canonical_head(head, protocol), socket)
+        feed = _Feed(stream, _canonical_head(head, protocol), socket, self._max_frames_per_second)
         self._feeds[socket.outbox] = feed
         guarded = _Guarded(self._nursery, partial(self._serve, feed))
         try:
@@ -233,6 +247,7 @@ class WebSockets:
         finally:
             if feed.handler is None:
                 feed.give_up()
+                admitted.missed()
                 stream.abort()
                 self._forget(socket)
 

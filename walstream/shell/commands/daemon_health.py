@@ -18,20 +18,23 @@ _SAMPLE: Final = re.compile(r"([a-z_]+)(?:\{.*\})? (\S+)")
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - addresses that are read, not bound
 
 
-def fetch(host: str, port: int) -> dict[str, Any] | None:
-    """The body of ``/health`` of the daemon that listens on ``host``; None if none answers within ``SECONDS``."""
+def fetch(host: str, port: int, token: str = "") -> dict[str, Any] | None:
+    """The body of ``/health`` of the daemon that listens on ``host``; None if none answers within ``SECONDS``.
+
+    ``token``: the daemon's ``metrics_token``.
+    """
     try:
-        answer = msgspec.json.decode(_get(host, port, "/health") or b"")
+        answer = msgspec.json.decode(_get(host, port, "/health", token) or b"")
     except msgspec.DecodeError:
         return None
     # Anybody may listen there: what has no such fields is no daemon of ours.
     return answer if isinstance(answer, dict) and {"status", "version", "node"} <= answer.keys() else None
 
 
-def fetch_metrics(host: str, port: int) -> dict[str, float] | None:
+def fetch_metrics(host: str, port: int, token: str = "") -> dict[str, float] | None:
     """The numbers of ``/metrics`` by name, those with labels added up; None if no daemon answers within ``SECONDS``."""
     found: dict[str, float] = {}
-    for line in (_get(host, port, "/metrics") or b"").decode(errors="replace").splitlines():
+    for line in (_get(host, port, "/metrics", token) or b"").decode(errors="replace").splitlines():
         sample = _SAMPLE.fullmatch(line)
         if sample is not None:
             with contextlib.suppress(ValueError):
@@ -39,10 +42,10 @@ def fetch_metrics(host: str, port: int) -> dict[str, float] | None:
     return found if "walstream_connections" in found else None
 
 
-def _get(host: str, port: int, path: str) -> bytes | None:
+def _get(host: str, port: int, path: str, token: str) -> bytes | None:
     connection = http.client.HTTPConnection(reachable(host), port, timeout=SECONDS)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers={"authorization": f"Bearer {token}"} if token else {})
         return connection.getresponse().read(BODY_BYTES_MAX)
     except (OSError, http.client.HTTPException):
         return None

@@ -12,7 +12,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812 - a class
 
 from walstream.capture import Plan, SubscriptionRow, print_filter, quote_identifier
 from walstream.model import Operation
-from walstream.shell.commands import subscription_health, subscriptions
+from walstream.shell.commands import preflight_policies, subscription_health, subscriptions
 from walstream.shell.commands.subscriptions import Wish
 from walstream.shell.database import access, publications, roles, tables
 from walstream.shell.database.reports import Finding
@@ -35,6 +35,8 @@ def judge_rows(connection: Connection, schema: str) -> list[Finding]:
         findings += judge_identity(connection, plan, table)
         findings += judge_mirror(plan, table)
     findings += judge_access(connection, captured)
+    findings += preflight_policies.judge_policies(connection, plan, captured)
+    findings += preflight_policies.judge_doubts(connection, schema)
     return findings
 
 
@@ -91,6 +93,8 @@ def judge_table(connection: Connection, schema: str, target: Target) -> list[Fin
             findings += judge_identity(connection, plan, table)
             findings += judge_mirror(plan, table)
     findings += judge_access(connection, target.tables)
+    findings += preflight_policies.judge_policies(connection, plan, target.tables)
+    findings += preflight_policies.judge_doubts(connection, schema, target.tables)
     return findings
 
 

@@ -205,7 +205,10 @@ class Database:
         used: list[PgConnection] = []
 
         def call() -> T:
-            opened = self._idle.pop() if self._idle else connect(self._dsn, application_name=self._application_name)
+            try:
+                opened = self._idle.pop()
+            except IndexError:  # asked for before, it may be gone by now: threads take from the list at once
+                opened = connect(self._dsn, application_name=self._application_name)
             used.append(opened)
             return work(opened)
 
