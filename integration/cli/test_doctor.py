@@ -267,6 +267,27 @@ def test_policies_that_cannot_be_judged_for_some_rows(doctor: Walstream, ground:
     assert wrong(doctor, "notes") == [("warning", "row_security"), ("warning", "policy_columns")]
 
 
+def test_policies_that_nobody_may_evaluate(doctor: Walstream, ground: TestDatabase) -> None:
+    ground.execute(
+        "create table public.notes (id integer primary key, team integer); create table public.members (team integer);"
+        "grant select on public.notes to anon, authenticated; grant select on public.members to authenticated;"
+        "alter table public.notes enable row level security; alter table public.notes replica identity full;"
+        "create policy team on public.notes"
+        " using (exists (select from public.members m where m.team = notes.team));"
+        "create table public.mine (id integer primary key); grant select on public.mine to anon, authenticated;"
+        "alter table public.mine enable row level security;"
+        "create policy own on public.mine using (abs(id) = current_setting('request.jwt.claim.sub')::integer)"
+    )
+    doctor.ok("subscribe", "notes")
+    doctor.ok("subscribe", "mine")
+    assert wrong(doctor, "notes") == [("warning", "row_security"), ("warning", "policy_error")]
+    [told] = [line for line in doctor("doctor", "notes", "--json").value if line["code"] == "policy_error"]
+    assert "as anon" in told["cause"]
+    assert "permission denied for table members" in told["cause"]
+    ground.execute("grant select on public.members to anon")
+    assert wrong(doctor) == [("warning", "row_security")] * 2
+
+
 def test_rows_that_daemons_kept_from_viewers(doctor: Walstream, ground: TestDatabase) -> None:
     doctor.ok("subscribe", "users")
     doubts = [

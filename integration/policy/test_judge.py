@@ -124,6 +124,48 @@ def test_claims_are_all_there_and_the_role_is_the_viewers(world: World) -> None:
     assert answers == {"ada": [True, False, False, True], "q\"uo'te %s {}": [False] * 4}
 
 
+def test_roles_in_turn_are_under_their_own_policies(world: World) -> None:
+    other = f"{world.database.name}_other"
+    world.database.execute(
+        f"create role {other} bypassrls; create policy none on members to {world.role} using (false)"
+    )
+    world.database.execute(f"create policy hide on members as restrictive to {world.role} using (team <> 2)")
+    everyone = ask("exists (select from public.members m where m.team = notes.team)")
+
+    async def work(asked: Asking) -> None:
+        for _ in range(10):
+            verdicts = {
+                viewer: [
+                    asked.judge.ask(viewer, everyone, LONG_AGO, world.relation, note, is_old=False) for note in notes()
+                ]
+                for viewer in (world.viewer("ada"), Viewer(other, "{}"), world.viewer("bob"), Viewer("postgres", "{}"))
+            }
+            found = [await asked.until(each) for each in verdicts.values()]
+            assert found == [
+                [True, False, False, False], [True, True, False, False], [False] * 4, [True, True, False, False]
+            ]  # fmt: skip
+
+    try:
+        asking(world.database.dsn, work, world.catalog)
+    finally:
+        world.database.execute(f"drop owned by {other}; drop role {other}")
+
+
+def test_a_policy_that_is_altered_counts_at_once(world: World) -> None:
+    async def work(asked: Asking) -> None:
+        for limit in range(4):
+            world.database.execute(
+                f"drop policy own on members; create policy own on members using (uid = auth.uid() and team > {limit})"
+            )
+            found = await asked.visible(world.viewer("ada"), ask(), world.relation, notes())
+            assert found == [limit < 1, limit < 2, False, False]
+        world.database.execute("alter table members disable row level security; revoke select on members from public")
+        assert await asked.visible(world.viewer("ada"), ask(), world.relation, notes()) == [False] * 4
+        assert asked.counted() == {"policy_error": 4}
+
+    asking(world.database.dsn, work, world.catalog)
+
+
 def test_nothing_that_a_policy_sets_reaches_the_next_viewer(world: World) -> None:
     world.database.execute(
         "create function leave_something() returns bool language plpgsql as $$ declare seen text; begin"

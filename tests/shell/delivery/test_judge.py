@@ -154,6 +154,19 @@ def test_a_batch_of_one_viewer_has_an_end(server: Server) -> None:
     beside(server, work)
 
 
+def test_long_rows_share_no_statement(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BYTES_MAX", 1000)
+
+    async def work() -> None:
+        long = [row(number, "x" * 400) for number in range(3)] + [row(3, "x" * 5000), row(4)]
+        verdicts = server.ask(ADA, long)
+        await trio.sleep(1)
+        assert answers(verdicts) == [False] * 4 + [True]
+        assert sorted(rows for _, rows in server.asked) == [1, 1, 1, 2]
+
+    beside(server, work)
+
+
 def test_rows_of_a_transaction_wait_until_a_snapshot_sees_it(server: Server) -> None:
     running = Transaction(xid=99, commit_lsn=Lsn(900), commit_at=0, changes=())
 

@@ -13,12 +13,13 @@ from psycopg2.extensions import connection as Connection  # noqa: N812 - a class
 
 from walstream.capture import Plan, quote_table
 from walstream.decoder.values import NEVER_TOASTED
-from walstream.model import Operation, RelationInfo, ReplicaIdentity
-from walstream.policy import Policy
+from walstream.model import Catalog, Operation, Relation, RelationInfo, ReplicaIdentity
+from walstream.policy import Ask, Policy, Viewer, guard
 from walstream.shell.database import roles, tables
-from walstream.shell.database.catalog import load_relations
+from walstream.shell.database.catalog import load_relations, load_types
 from walstream.shell.database.counts import NODE_SECONDS
-from walstream.shell.database.policies import load_protections
+from walstream.shell.database.judgement import Form, Session
+from walstream.shell.database.policies import Protections, load_protections
 from walstream.shell.database.reports import Finding
 from walstream.shell.database.tables import Table
 
@@ -55,14 +56,43 @@ def judge_policies(connection: Connection, plan: Plan, captured: Sequence[Table]
     if not guarded:
         return
     policies: dict[tuple[str, str], dict[str, Policy]] = {}
-    for (_, schema, name), protection in load_protections(connection, roles.CLIENT_ROLES, list(guarded)).items():
+    protections = load_protections(connection, roles.CLIENT_ROLES, list(guarded))
+    for (_, schema, name), protection in protections.items():
         policies.setdefault((schema, name), {}).update({policy.name: policy for policy in protection.policies})
+    complaints = _complaints(connection, protections)
     for key, table in guarded.items():
         found = policies.get(key, {}).values()
         row = plan.row_for(*key)
+        for role, (error, repair) in complaints.get(key, {}).items():
+            cause = f"policies cannot be asked as {role}, which gets none of its changes: {error}"
+            yield Finding("policy_error", "warning", table.pattern, cause, repair or "alter the policy")
         yield from _system_columns(table, found)
         if row is not None:
             yield from _missing_values(connection, table, found, row.events)
+
+
+def _complaints(connection: Connection, protections: Protections) -> dict[tuple[str, str], dict[str, tuple[str, str]]]:
+    """By table and role what PostgreSQL says where its policies cannot be asked whatever the row."""
+    found: dict[tuple[str, str], dict[str, tuple[str, str]]] = {}
+    infos = load_relations(connection, {(schema, name) for _, schema, name in protections})
+    catalog = Catalog()
+    catalog.load(types=load_types(connection, {c.type_oid for info in infos.values() if info for c in info.columns}))
+    session = Session(connection)
+    with connection.cursor() as cursor:
+        acting = {role for role in roles.CLIENT_ROLES if roles.may_act_as(cursor, role)}
+    for (role, schema, name), protection in protections.items():
+        info = infos[schema, name]
+        if info is None or role not in acting:
+            continue
+        viewer = Viewer(role, "{}")
+        asked = guard(protection, viewer, Relation(schema, name, info.columns), catalog)
+        if isinstance(asked, Ask) and not asked.problem:
+            error, repair = session.complaint(viewer, Form(asked, [False] * len(asked.columns)))
+            if error:
+                found.setdefault((schema, name), {})[role] = (error, repair)
+    with connection.cursor() as cursor:
+        cursor.execute("reset statement_timeout; reset lock_timeout; reset jit")
+    return found
 
 
 def _system_columns(table: Table, policies: Collection[Policy]) -> Iterator[Finding]:

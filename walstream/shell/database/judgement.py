@@ -35,6 +35,9 @@ PREPARED_MAX: Final = 200
 _PASSING: Final = ("08", "57P")
 """Classes of SQLSTATE that tell of the connection or the server, not of the question."""
 
+_WHATEVER_THE_VALUES: Final = ("25", "42")
+"""Classes of SQLSTATE: writing in a read-only transaction; missing rights, and names that mean nothing."""
+
 _LOCKED: Final = "55P03"
 _CANCELED: Final = "57014"
 _DENIED: Final = "42501"
@@ -150,6 +153,23 @@ class Session:
             if is_passing(error) or self._connection.closed:
                 raise
             return self._refused(question, error)
+
+    def complaint(self, viewer: Viewer, form: Form) -> tuple[str, str]:
+        """Why PostgreSQL refuses the question whatever rows and claims are, and a repair; "" if it does not.
+
+        Raises psycopg2.Error for a lost connection.
+        """
+        try:
+            self._true_for(Question(viewer, form, ()), ())
+        except psycopg2.Error as error:
+            if is_passing(error):
+                raise
+            if (error.pgcode or "")[:2] in _WHATEVER_THE_VALUES:
+                return _message(error), _repair(error)
+        finally:
+            if not self._connection.closed:
+                self.rest()
+        return "", ""
 
     def rest(self) -> None:
         """End the transaction: nothing of the viewer is left. Raises psycopg2.Error."""

@@ -32,7 +32,8 @@ SESSIONS: Final = 4
 """Questions that are asked at once. The pool needs one connection more, for the snapshot."""
 
 ROWS_MAX: Final = 500
-"""Rows of one statement."""
+BYTES_MAX: Final = 4 * 1024 * 1024
+"""Of one statement: rows, and bytes of JSON beyond which no further row is added."""
 
 QUESTIONS_MAX: Final = 64
 """Questions that one session takes at once."""
@@ -96,7 +97,7 @@ class _Shape(NamedTuple):
 class _Asked:
     """One row under one condition, while a verdict about it is due. ``doubt``: why nobody can judge it, "" else."""
 
-    __slots__ = ("condition", "doubt", "form", "fragments", "row", "verdicts")
+    __slots__ = ("condition", "doubt", "form", "fragments", "row", "size", "verdicts")
 
     def __init__(self, condition: _Condition, form: Form, row: Row) -> None:
         self.condition = condition
@@ -104,6 +105,7 @@ class _Asked:
         self.row = row  # keeps its identity its own
         self.doubt = ""
         self.fragments = Fragments(())
+        self.size = 0
         self.verdicts: dict[Viewer, Verdict] = {}
 
 
@@ -210,6 +212,7 @@ class Judge:
             return asked
         try:
             asked.fragments = _fragments(shape, row, "key_only_old_row" if is_old else "unchanged_toast")
+            asked.size = sum(map(len, asked.fragments.texts))
         except _Doubt as doubt:
             asked.doubt = doubt.reason
         except Lossy as lossy:
@@ -326,9 +329,10 @@ class Judge:
     def _pop(self, queue: _Queue) -> tuple[Form, Viewer, list[_Asked]]:
         key = next(iter(queue))
         rows = queue.pop(key)
-        if len(rows) > ROWS_MAX:
-            queue[key] = rows[ROWS_MAX:]
-            del rows[ROWS_MAX:]
+        count = _fitting(rows)
+        if count < len(rows):
+            queue[key] = rows[count:]
+            del rows[count:]
         return (*key, rows)
 
     async def _answer(self, share: _Share) -> None:
@@ -440,6 +444,16 @@ def _fragments(shape: _Shape, row: Row, missing: str) -> Fragments:
     if len(variants) > VARIANTS_MAX:
         raise _Doubt(loss)
     return Fragments(tuple([f"{{{b','.join([*parts, *variant]).decode()}}}" for variant in variants]), loss)
+
+
+def _fitting(rows: Sequence[_Asked]) -> int:
+    """How many of the first rows go into one statement; at least one."""
+    size = 0
+    for count, asked in enumerate(rows[:ROWS_MAX]):
+        size += asked.size
+        if size > BYTES_MAX and count:
+            return count
+    return min(len(rows), ROWS_MAX)
 
 
 def _move(source: _Queue, target: _Queue) -> None:
