@@ -7,6 +7,7 @@
     ├── joins              answers joins with what the database says; refreshes rights
     ├── rooms              writes what members say, tells who is present, waits where a client does
     ├── directory          who may be in which room
+    ├── authorizer         what policies say of private rooms
     ├── message store      commits what is to be stored, many messages at once
     ├── wal feed           delivers large transactions of stored messages
     ├── bus                tells other nodes and hears them
@@ -45,6 +46,7 @@ from walstream.errors import ConfigError, WalstreamError
 from walstream.history.ring import Ring
 from walstream.model import Catalog
 from walstream.router import Router
+from walstream.shell.channels.authorizer import AskingPostgres, PolicyAuthorizer
 from walstream.shell.channels.connection_report import ConnectionReport
 from walstream.shell.channels.directory import Directory
 from walstream.shell.channels.message_store import MessageStore
@@ -150,7 +152,13 @@ class Daemon:
         self.mirror = self.pipeline.mirror = self._make_mirror()
         self.pipeline.on_gap = self.joins.gap
         self.expiries = Expiries()
-        self.directory = Directory(Rows(self.database, config.schema))
+        # Apart as well: policies are the operator's own SQL, and may take their time.
+        self.judges = Database(config.database_url, f"{APPLICATION_NAME} (policies)", size=2)
+        self.authorizer = PolicyAuthorizer(AskingPostgres(self.judges, config.schema))
+        self.directory = Directory(
+            Rows(self.database, config.schema), self.authorizer, private_only=config.private_only
+        )
+        self.authorizer.on_change = self.directory.policies_changed
         self.rooms = self._make_rooms()
         self.feed.on_message = self.rooms.stored
         self.feed.on_commit = self.rooms.passed
@@ -283,6 +291,7 @@ class Daemon:
                 self.joins.run,
                 self.rooms.run,
                 self.directory.run,
+                self.authorizer.run,
                 self.store.run,
                 self.feed.run,
                 self.bus.run,
@@ -306,6 +315,7 @@ class Daemon:
             )
         await self.writer.aclose()
         await self.books.aclose()
+        await self.judges.aclose()
         await self.database.aclose()
         log.info(SERVER_STOPPED)
 

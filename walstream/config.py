@@ -54,6 +54,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jwt_secret: str = ""  # HS256/384/512
     jwks: str = ""  # path or URL of a key set
     api_keys: str = ""  # key=role,key=role
+    private_only: bool = False  # nobody joins, or sends to, a public room
     cluster_secret: str = ""  # seals what nodes tell each other
     allowed_origins: str = "*"  # pages that browsers may connect from, or * for all
     trusted_proxies: str = ""  # addresses and networks whose X-Forwarded-For is believed

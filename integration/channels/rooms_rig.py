@@ -87,7 +87,7 @@ class Rig:
     async def seat(self, room: RoomKey, claims: Claims, ended: Callable[[str, str], None] | None = None) -> Seat | str:
         """Ask the directory, and wait for the answer."""
         answers: list[Seat | str] = []
-        self.directory.ask(room, claims, answers.append, ended)
+        self.directory.ask(Seat(room, claims, ended=ended), answers.append)
         await eventually(lambda: answers)
         return answers[0]
 

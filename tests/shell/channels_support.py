@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
 import trio
 
 from walstream.auth.tokens import Claims
+from walstream.channel.permission import Answer, Question, Reading, nothing
 from walstream.channel.registry import Membership, Registry, channel_from
 from walstream.errors import DatabaseUnreachable
 from walstream.lsn import Lsn
@@ -120,6 +121,34 @@ class FakeRows:
         return answer
 
 
+class FakePolicies:
+    """An authorizer whose answers are ``says``, by question or by default nothing. ``waits``: it keeps them back."""
+
+    def __init__(self, says: Callable[[Question], Answer] = nothing) -> None:
+        self.says = says
+        self.admits = True
+        self.waits = False
+        self.asked: list[Question] = []
+        self.patient: list[Question] = []
+        self.kept: list[tuple[Question, Callable[[Answer], None]]] = []
+
+    def ask(self, question: Question, answered: Callable[[Answer], None], *, patient: bool = False) -> None:
+        (self.patient if patient else self.asked).append(question)
+        if self.waits:
+            self.kept.append((question, answered))
+        else:
+            answered(self.says(question))
+
+    def answer_kept(self) -> None:
+        """Answer all that was kept back."""
+        kept, self.kept = self.kept, []
+        for question, answered in kept:
+            answered(self.says(question))
+
+    def may_admit(self) -> bool:
+        return self.admits
+
+
 class Guest:
     """Asks a directory, and remembers what it was told."""
 
@@ -127,9 +156,14 @@ class Guest:
         self.directory = directory
         self.answers: list[Seat | str] = []
         self.endings: list[tuple[str, str]] = []
+        self.changes: list[Reading] = []
 
     def ask(self, room: Any, who: Claims) -> None:
-        self.directory.ask(room, who, self.answers.append, lambda code, text: self.endings.append((code, text)))
+        seat = Seat(
+            room, who, ended=lambda code, text: self.endings.append((code, text)),
+            changed=lambda: self.changes.append(seat.reading),
+        )  # fmt: skip
+        self.directory.ask(seat, self.answers.append)
 
     @property
     def seat(self) -> Seat:

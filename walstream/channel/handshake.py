@@ -23,6 +23,8 @@ _FOREIGN_PAGE: Final = (
     "Without keys only pages of this machine may connect: set WALSTREAM_JWT_SECRET, or serve the page from localhost"
 )
 
+_KEPT_BACK: Final = frozenset({"apikey", "authorization", "cookie", "proxy-authorization", "x-api-key"})
+
 
 class Welcome(msgspec.Struct, frozen=True):
     """Let it in. ``token``: what it presented, "" for nothing; ``claims``: what that says."""
@@ -52,6 +54,18 @@ def decide(query: Pairs, headers: Pairs, verifier: Verifier, now: float) -> Welc
     token = _key(query, headers) or ""
     found = _claims(token, headers, verifier, now)
     return found if isinstance(found, Rejection) else Welcome(vsn, found, token)
+
+
+def policy_headers(headers: Pairs, prefix: str = "") -> str:
+    """What policies may see of a request as ``request.headers``: JSON object text of those that begin with ``prefix``.
+
+    Of several with one name the first counts. Keys and tokens are left out: they would stand in the database's log.
+    """
+    found: dict[str, str] = {}
+    for name, value in headers:
+        if name.startswith(prefix) and name not in _KEPT_BACK:
+            found.setdefault(name, value)
+    return msgspec.json.encode(found).decode("utf-8")
 
 
 def authorize(query: Pairs, headers: Pairs, verifier: Verifier, now: float) -> Claims | Rejection:

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 
 from tests.shell.channels_support import STARTED, FakeRows, Guest, change, channel, claims, member, transaction
 from tests.support import run
+from walstream.channel.permission import UNREACHED
 from walstream.rooms import RoomKey
-from walstream.shell.channels import directory as directory_module
+from walstream.shell.channels import memberships
 from walstream.shell.channels.directory import (
     CHANGED,
     DELETED,
     FORBIDDEN,
-    IDLE_SECONDS,
     LOST,
     UNABLE,
-    UNREACHED,
     Directory,
 )
+from walstream.shell.channels.memberships import IDLE_SECONDS
 from walstream.shell.channels.seats import Seat
 from walstream.shell.database.channel_rows import Rows
 
@@ -133,7 +133,7 @@ def test_all_joins_of_a_tick_are_one_question_and_an_answer_is_kept_while_it_is_
 
 
 def test_what_is_known_of_nobody_in_particular_is_bounded_and_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_module, "IDLE_MAX", 3)
+    monkeypatch.setattr(memberships, "IDLE_MAX", 3)
     rows = FakeRows([channel()])
 
     async def test(directory: Directory) -> None:
@@ -142,8 +142,8 @@ def test_what_is_known_of_nobody_in_particular_is_bounded_and_followed(monkeypat
             guest.ask(GENERAL, claims(f"u{number}"))
             await settle()
             directory.leave(guest.seat)
-        assert len(directory._entries) == 3
-        known = next(user for _, user in directory._entries)
+        assert len(directory._memberships) == 3
+        known = next(user for _, user in directory._memberships)
         apply(directory, 200, change("channel_members", member(known)))
         guest = Guest(directory)
         guest.ask(GENERAL, claims(known))
@@ -476,10 +476,10 @@ def test_who_stops_waiting_leaves_no_seat(answer_comes: bool) -> None:
     rows = FakeRows([channel()])
 
     async def test(directory: Directory) -> None:
-        assert isinstance(await directory.seat(RoomKey("lobby"), claims("ann")), Seat)
+        assert isinstance(await directory.seat(Seat(RoomKey("lobby"), claims("ann"))), Seat)
         rows.hangs = not answer_comes
         with trio.move_on_after(0 if answer_comes else 0.5):
-            await directory.seat(GENERAL, claims("ann"))
+            await directory.seat(Seat(GENERAL, claims("ann")))
         rows.hangs = False
         await settle(3)
         assert list(directory._topics) == ["lobby"]

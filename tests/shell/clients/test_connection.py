@@ -24,7 +24,7 @@ from walstream.config import Config
 from walstream.protocol.phoenix import ClientMessage
 from walstream.protocol.websocket import frame
 from walstream.shell.channels.connection_report import ConnectionFacts
-from walstream.shell.channels.rooms import RoomOwner
+from walstream.shell.channels.guests import RoomOwner
 from walstream.shell.clients.admission import Admission, session_limits
 from walstream.shell.clients.connection import Connection, Connections, JoinOwner
 from walstream.shell.clients.expiries import Expiries

@@ -32,15 +32,19 @@ class Publisher:
     def __init__(self, **codes: str) -> None:
         self.codes = codes
         self.sent: list[tuple[str, Broadcast, bool | int]] = []
+        self.headers: list[dict[str, str]] = []
 
-    async def publish(self, claims: Claims, broadcast: Broadcast, *, persist: bool | int = False) -> str:
+    async def publish(
+        self, claims: Claims, broadcast: Broadcast, *, persist: bool | int = False, headers: str = "{}"
+    ) -> str:
         await trio.lowlevel.checkpoint()
+        self.headers.append(json.loads(headers))
         self.sent.append((claims.sub, broadcast, persist))
         return self.codes.get(broadcast.room.subtopic, "")
 
-    async def publish_all(self, claims: Claims, broadcasts: Sequence[Broadcast]) -> list[str]:
+    async def publish_all(self, claims: Claims, broadcasts: Sequence[Broadcast], *, headers: str = "{}") -> list[str]:
         assert len({broadcast.room for broadcast in broadcasts}) == 1
-        return [await self.publish(claims, broadcast) for broadcast in broadcasts]
+        return [await self.publish(claims, broadcast, headers=headers) for broadcast in broadcasts]
 
 
 def post(
@@ -312,3 +316,14 @@ def test_any_messages_are_read_or_refused(messages: object) -> None:
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     read_batch(body, 50)
     json_payload(body)
+
+
+@pytest.mark.parametrize("target", ["/api/broadcast/hall/events/say?private=true", "/api/broadcast"])
+def test_policies_see_the_headers_but_no_keys(target: str) -> None:
+    publisher = Publisher()
+    body = {"messages": [{"topic": "hall", "event": "say", "payload": {}}]}
+    given = {"authorization": f"Bearer {token()}", "apikey": "k", "x-tenant": "7", "cookie": "c=1"}
+    assert post(target, body, publisher, headers=given).status == 202
+    (seen,) = publisher.headers
+    assert seen["x-tenant"] == "7"
+    assert not {"authorization", "apikey", "cookie"} & set(seen)

@@ -6,20 +6,34 @@ missed between an answer and the WAL is told in docs/discussion/stored-messages.
 
 from __future__ import annotations
 
+import enum
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import structlog
 import trio
 
 from walstream.auth.tokens import Claims
-from walstream.channel.registry import Membership, RegisteredChannel, Registry
+from walstream.channel.permission import (
+    POLICY_ERROR,
+    READS_NOTHING,
+    UNREACHED,
+    Answer,
+    Question,
+    Trouble,
+    Writing,
+    push_code,
+)
+from walstream.channel.registry import RegisteredChannel, Registry
 from walstream.errors import WalstreamError
 from walstream.history.visibility import is_live
-from walstream.model import Change, Operation, Snapshot, Transaction
+from walstream.model import Change, Snapshot, Transaction
 from walstream.rooms import RoomKey
+from walstream.shell.channels.authorizer import Authorizer, NoPolicies
+from walstream.shell.channels.memberships import Memberships
+from walstream.shell.channels.recent_changes import RecentChanges, put, update
 from walstream.shell.channels.seats import Seat, Verdict
 from walstream.shell.database.channel_rows import (
     CHANNELS,
@@ -27,8 +41,6 @@ from walstream.shell.database.channel_rows import (
     LoadedMembers,
     Pair,
     Rows,
-    channel_change,
-    member_change,
 )
 from walstream.telemetry.log import CHANNEL_FAULTY, CHANNELS_LOADED, CHANNELS_UNKNOWN
 
@@ -42,18 +54,8 @@ ROLE_SECONDS: Final = 60.0
 
 BATCH_MAX: Final = 1000
 
-IDLE_SECONDS: Final = 5.0
-IDLE_MAX: Final = 10_000
-"""How long, and of how many, an answer counts that nobody sits on. The WAL keeps it fresh meanwhile."""
-
-RECENT_SECONDS: Final = 60.0
-RECENT_MAX: Final = 5000
-"""Changes of the two tables that are kept: an answer of the database may be older than what the WAL has brought, for a
-commit is in the WAL before others see it.
-"""
-
 FORBIDDEN: Final = "Unauthorized: You do not have permissions to read from this Channel topic: {}"
-UNREACHED: Final = ("UnableToConnectToProject", "Realtime was unable to connect to the project database")
+PRIVATE_ONLY: Final = "PrivateOnly: This project only allows private channels"
 UNABLE: Final = ": ".join(UNREACHED)
 LOST: Final = ("Unauthorized", "You no longer have permission to read from this Channel topic")
 DELETED: Final = ("ChannelDeleted", "The channel was deleted")
@@ -62,38 +64,33 @@ CHANGED: Final = ("ChannelChanged", "The channel has become another one: join it
 log = structlog.get_logger()
 
 
+class _Unknown(enum.Enum):
+    """What has to be asked for before a verdict."""
+
+    ROWS = "rows"
+    POLICIES = "policies"
+
+
 class _Ask:
-    """A question that waits for the database. ``seat``: the one that is judged again, None for a new one."""
+    """A question that waits for the database. ``answered``: None for a seat that is judged again."""
 
-    __slots__ = ("answered", "claims", "deadline", "ended", "seat", "wanted")
+    __slots__ = ("answered", "claims", "deadline", "seat", "writes")
 
-    def __init__(
-        self,
-        wanted: RoomKey,
-        claims: Claims,
-        answered: Callable[[Seat | str], None] | None,
-        ended: Callable[[str, str], None] | None,
-        *,
-        seat: Seat | None = None,
-    ) -> None:
-        self.wanted = wanted
-        self.claims = claims
-        self.answered = answered
-        self.ended = ended
+    def __init__(self, seat: Seat, answered: Callable[[Seat | str], None] | None, *, writes: bool = False) -> None:
         self.seat = seat
+        self.claims = seat.claims
+        self.answered = answered
+        self.writes = writes
         self.deadline = trio.current_time() + ANSWER_SECONDS
 
+    @property
+    def wanted(self) -> RoomKey:
+        return self.seat.wanted
 
-class _Entry:
-    """What is known of a pair while somebody sits on it. ``snapshot``: the changes in it are those it sees."""
-
-    __slots__ = ("idle_since", "membership", "seats", "snapshot")
-
-    def __init__(self, membership: Membership | None, snapshot: Snapshot) -> None:
-        self.membership = membership
-        self.snapshot = snapshot
-        self.seats: dict[Seat, None] = {}
-        self.idle_since = trio.current_time()
+    @property
+    def is_moot(self) -> bool:
+        """Whether its seat has gone, or has another token by now."""
+        return self.answered is None and (self.seat.is_left or self.seat.claims is not self.claims)
 
 
 class Directory:
@@ -102,26 +99,27 @@ class Directory:
     Everything but ``run`` is synchronous. ``applied`` takes the committed changes of ``channels`` and
     ``channel_members`` in their order; ``changed`` is for nodes that do not read the WAL, or have missed some of it.
     Before the channels could be loaded every topic is unregistered; what was let in meanwhile is judged again.
-    ``on_loaded`` gets the snapshot of each load.
+    ``on_loaded`` gets the snapshot of each load. ``private_only``: nobody comes into a public room.
     """
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, authorizer: Authorizer | None = None, *, private_only: bool = False) -> None:
         self.on_loaded: Callable[[Snapshot], None] = lambda snapshot: None
         self._rows = rows
+        self._authorizer = authorizer if authorizer is not None else NoPolicies()
+        self._private_only = private_only
         self._registry = Registry()
         self._snapshot: Snapshot | None = None
         self._server_start: float | None = None
         self._topics: dict[str, dict[Seat, None]] = {}
-        self._entries: dict[Pair, _Entry] = {}
-        self._idle: dict[Pair, None] = {}  # those without seats, the longest idle first
+        self._memberships = Memberships(self._is_open)
         self._roles: dict[str, tuple[bool, float]] = {}
         self._asks: list[_Ask] = []
         self._later: list[_Ask] = []  # seats to be judged again once the database answers
+        self._later_due = math.inf
         self._asked = trio.Event()
         self._stale = trio.Event()
         self._stale.set()
-        self._recent: deque[tuple[float, Transaction, tuple[Change, ...]]] = deque()
-        self._recent_count = 0
+        self._recent = RecentChanges()
 
     # -- what others ask
 
@@ -142,27 +140,17 @@ class Directory:
         """The registered channel with this id."""
         return self._registry.by_id(channel_id)
 
-    def ask(
-        self,
-        room: RoomKey,
-        claims: Claims,
-        answered: Callable[[Seat | str], None],
-        ended: Callable[[str, str], None] | None = None,
-    ) -> None:
-        """Ask for a seat in the room that ``room`` means. ``answered`` is called once, maybe before this returns.
+    def ask(self, seat: Seat, answered: Callable[[Seat | str], None], *, writes: bool = False) -> None:
+        """Ask for a seat, one just made. ``answered`` is called once, maybe before this returns.
 
-        It gets a ``Seat``, to be given back by ``leave``, or the refusal ("Code: text") for the client, within
-        ``ANSWER_SECONDS``. ``ended``: called once, with a code and a text, if the seat is lost later.
+        It gets the seat, to be given back by ``leave``, or the refusal ("Code: text") for the client, within
+        ``ANSWER_SECONDS`` for each trip to the database. ``writes``: policies are asked for the right to send and not
+        for that to be there.
         While the database is away public channels go on letting people in, who are judged when it is back.
         """
-        verdict = self._judge(room, claims)
-        if verdict is None:
-            self._asks.append(_Ask(room, claims, answered, ended))
-            self._asked.set()
-        else:
-            answered(verdict if isinstance(verdict, str) else self._seated(room, claims, verdict, ended))
+        self._try(_Ask(seat, answered, writes=writes))
 
-    async def seat(self, room: RoomKey, claims: Claims) -> Seat | str:
+    async def seat(self, seat: Seat, *, writes: bool = False) -> Seat | str:
         """As ``ask``, for whoever can wait. Cancelled, it leaves no seat behind."""
         answers: list[Seat | str] = []
         answered = trio.Event()
@@ -174,7 +162,7 @@ class Directory:
             if not is_wanted and isinstance(answer, Seat):
                 self.leave(answer)
 
-        self.ask(room, claims, take)
+        self.ask(seat, take, writes=writes)
         try:
             await answered.wait()
         except trio.Cancelled:
@@ -184,6 +172,22 @@ class Directory:
                     self.leave(answer)
             raise
         return answers[0]
+
+    def ask_writing(self, seat: Seat, answered: Callable[[str], None]) -> None:
+        """Find out what a seat of policies may write. ``answered`` gets "", and the seat has it then, or a code."""
+        question = self._question(seat, writes=True)
+        self._authorizer.ask(question, partial(self._may_write, seat, seat.claims, answered))
+
+    def _may_write(self, seat: Seat, claims: Claims, answered: Callable[[str], None], answer: Answer) -> None:
+        if seat.is_left or not seat.by_policy:
+            answered("")
+        elif seat.claims is not claims:
+            self.ask_writing(seat, answered)
+        elif isinstance(answer, Writing):
+            seat.writing = answer
+            answered("")
+        else:
+            answered(push_code(answer) if isinstance(answer, Trouble) else push_code(UNREACHED))
 
     def leave(self, seat: Seat) -> None:
         """Give a seat back. Nothing happens with one that has ended."""
@@ -197,15 +201,21 @@ class Directory:
         self._unwatch(seat)
 
     def refreshed(self, seat: Seat, claims: Claims) -> None:
-        """Its holder has a new token: the seat is judged again if it says who somebody else is."""
+        """Its holder has a new token: the seat is judged again if it is somebody else's, or if policies may read it."""
         same = (seat.claims.sub, seat.claims.role) == (claims.sub, claims.role)
-        if same:
+        if same and not seat.by_policy:
             seat.claims = claims
             return
         self._unwatch(seat)
         seat.claims = claims
-        seat.role = None
+        seat.doubt()
         self._rejudge(seat)
+
+    def policies_changed(self) -> None:
+        """Policies may say something else now: everybody whom they let in is judged again, in the background."""
+        for seats in list(self._topics.values()):
+            for seat in [seat for seat in seats if seat.by_policy]:
+                self._rejudge(seat)
 
     # -- what the WAL says
 
@@ -215,12 +225,13 @@ class Directory:
         changes = tuple(change for change in transaction.control if change.relation.name in (CHANNELS, MEMBERS))
         if not changes:
             return
-        self._remember(transaction, changes)
+        if not self._recent.remember(transaction, changes):
+            self.changed()
         is_new = self._snapshot is not None and is_live(transaction, self._snapshot, server_start)
         touched: dict[Seat, None] = {}
         for change in changes:
             if change.relation.name == MEMBERS:
-                self._member_changed(transaction, change, touched)
+                self._memberships.changed(transaction, change, server_start, touched)
             elif is_new:
                 self._channel_changed(change, touched)
         # Not before the whole transaction counts: it may take a membership away and give it again.
@@ -229,25 +240,8 @@ class Directory:
 
     def changed(self) -> None:
         """Something may have changed that the WAL has not brought here: ask for everything again."""
-        for pair in list(self._idle):
-            self._drop(pair)
+        self._memberships.forget_idle()
         self._stale.set()
-
-    def _remember(self, transaction: Transaction, changes: tuple[Change, ...]) -> None:
-        now = trio.current_time()
-        self._recent.append((now, transaction, changes))
-        self._recent_count += len(changes)
-        while self._recent and (self._recent_count > RECENT_MAX or now - self._recent[0][0] > RECENT_SECONDS):
-            at, _, dropped = self._recent.popleft()
-            self._recent_count -= len(dropped)
-            if now - at <= RECENT_SECONDS:
-                self.changed()  # an answer that is under way may lack it
-
-    def _since(self, snapshot: Snapshot, table: str) -> Iterator[Change]:
-        """Changes of a table that the WAL has brought and the snapshot does not see, in their order."""
-        for _, transaction, changes in self._recent:
-            if is_live(transaction, snapshot, self._server_start):
-                yield from (change for change in changes if change.relation.name == table)
 
     def _channel_changed(self, change: Change, touched: dict[Seat, None]) -> None:
         versions = put(self._registry, change)
@@ -256,101 +250,63 @@ class Directory:
                 _report(version)
             touched |= self._topics.get(version.slug, {})
 
-    def _member_changed(self, transaction: Transaction, change: Change, touched: dict[Seat, None]) -> None:
-        pairs: dict[Pair, Membership | None] = {}
-        if change.operation is Operation.TRUNCATE:
-            pairs = dict.fromkeys(self._entries)
-        else:
-            ended, membership = member_change(change)
-            if ended is not None:
-                pairs[ended] = None
-            if membership is not None:
-                pairs[membership.channel_id, membership.user] = membership
-        for pair, membership in pairs.items():
-            entry = self._entries.get(pair)
-            if entry is not None and is_live(transaction, entry.snapshot, self._server_start):
-                entry.membership = membership
-                touched |= entry.seats
-
     # -- judging
 
-    def _judge(self, wanted: RoomKey, claims: Claims) -> Verdict | str | None:
-        """What somebody is in a room, or the refusal; None where the database has to be asked."""
+    def _try(self, ask: _Ask) -> None:
+        """Answer a new question, or have the database asked."""
+        assert ask.answered is not None
+        verdict = self._judge(ask.wanted, ask.claims)
+        if verdict is _Unknown.ROWS:
+            self._asks.append(ask)
+            self._asked.set()
+        elif verdict is _Unknown.POLICIES:
+            self._authorize(ask)
+        else:
+            ask.answered(verdict if isinstance(verdict, str) else self._seated(ask.seat, verdict))
+
+    def _judge(self, wanted: RoomKey, claims: Claims, answer: Answer | None = None) -> Verdict | str | _Unknown:
+        """What somebody is in a room, or the refusal. ``answer``: what policies say, where they were asked."""
         channel = self._registry.find(wanted.subtopic)
+        if self._private_only and not (channel.room if channel is not None else wanted).private:
+            return PRIVATE_ONLY
         if channel is None and not wanted.private:
-            return Verdict(wanted, None, None, muted=False)
+            return Verdict(wanted, None)
         is_service, known_at = self._roles.get(claims.role, (False, -math.inf))
         if trio.current_time() - known_at > ROLE_SECONDS:
-            return None
+            return _Unknown.ROWS
         if is_service:
-            return Verdict(channel.room if channel is not None else wanted, channel, "service", muted=False)
+            return Verdict(channel.room if channel is not None else wanted, channel, "service")
         if channel is None:
-            return FORBIDDEN.format(wanted.subtopic)
+            return _by_policy(wanted, None, answer)
         membership = None
         if claims.sub:
             pair = (channel.id, claims.sub)
-            if not self._is_known(pair):
-                return None
-            membership = self._entries[pair].membership
-        if membership is None:
-            if channel.is_private:
-                return FORBIDDEN.format(wanted.subtopic)
-            return Verdict(channel.room, channel, None, muted=False)
-        return Verdict(channel.room, channel, membership.role, muted=membership.muted)
+            if not self._memberships.knows(pair):
+                return _Unknown.ROWS
+            membership = self._memberships.membership(pair)
+        if membership is not None:
+            return Verdict(channel.room, channel, membership.role, membership.muted)
+        if channel.is_private:
+            return _by_policy(channel.room, channel, answer)
+        return Verdict(channel.room, channel)
 
-    def _seated(
-        self, wanted: RoomKey, claims: Claims, verdict: Verdict, ended: Callable[[str, str], None] | None
-    ) -> Seat:
-        seat = Seat(wanted, claims, verdict, ended)
-        self._topics.setdefault(wanted.subtopic, {})[seat] = None
+    def _seated(self, seat: Seat, verdict: Verdict) -> Seat:
+        seat.use(verdict)
+        self._topics.setdefault(seat.wanted.subtopic, {})[seat] = None
         self._watch(seat)
         return seat
 
     def _watch(self, seat: Seat) -> None:
-        entry = self._entries.get((seat.channel.id, seat.claims.sub)) if seat.channel is not None else None
-        if entry is not None:
-            assert seat.channel is not None
-            entry.seats[seat] = None
-            self._idle.pop((seat.channel.id, seat.claims.sub), None)
+        if seat.channel is not None:
+            self._memberships.watch((seat.channel.id, seat.claims.sub), seat)
 
     def _unwatch(self, seat: Seat) -> None:
-        if seat.channel is None:
-            return
-        pair = (seat.channel.id, seat.claims.sub)
-        entry = self._entries.get(pair)
-        if entry is not None:
-            entry.seats.pop(seat, None)
-            self._rest((pair,))
+        if seat.channel is not None:
+            self._memberships.unwatch((seat.channel.id, seat.claims.sub), seat)
 
-    def _is_known(self, pair: Pair) -> bool:
-        entry = self._entries.get(pair)
-        if entry is None:
-            return False
-        return bool(entry.seats) or trio.current_time() - entry.idle_since <= IDLE_SECONDS
-
-    def _rest(self, pairs: Iterable[Pair]) -> None:
-        """Keep what is known of pairs that nobody sits on for a moment: requests and refused joins come in rows."""
-        now = trio.current_time()
-        for pair in pairs:
-            entry = self._entries.get(pair)
-            if entry is None or entry.seats:
-                continue
-            channel = self._registry.by_id(pair[0])
-            if entry.membership is None and (channel is None or channel.is_private):
-                # Who has just been made a member comes at once, maybe before the WAL has said so here.
-                self._drop(pair)
-                continue
-            entry.idle_since = now
-            self._idle.pop(pair, None)
-            self._idle[pair] = None
-        while len(self._idle) > IDLE_MAX:
-            self._drop(next(iter(self._idle)))
-
-    def _drop(self, pair: Pair) -> None:
-        self._idle.pop(pair, None)
-        entry = self._entries.get(pair)
-        if entry is not None and not entry.seats:
-            del self._entries[pair]
+    def _is_open(self, pair: Pair) -> bool:
+        channel = self._registry.by_id(pair[0])
+        return channel is not None and not channel.is_private
 
     def _rejudge(self, seat: Seat) -> None:
         if seat.is_left:
@@ -366,9 +322,11 @@ class Directory:
             self._end(seat, CHANGED)
             return
         verdict = self._judge(seat.wanted, seat.claims)
-        if verdict is None:
-            self._asks.append(_Ask(seat.wanted, seat.claims, None, None, seat=seat))
+        if verdict is _Unknown.ROWS:
+            self._asks.append(_Ask(seat, None))
             self._asked.set()
+        elif verdict is _Unknown.POLICIES:
+            self._authorize(_Ask(seat, None))
         else:
             self._use(seat, verdict)
 
@@ -388,6 +346,56 @@ class Directory:
         self.leave(seat)
         if ended is not None:
             ended(*why)
+
+    # -- asking the policies
+
+    def _question(self, seat: Seat, *, writes: bool) -> Question:
+        channel = self._registry.find(seat.wanted.subtopic)
+        claims = seat.claims
+        return Question(
+            claims.role, claims.sub, claims.json, seat.headers, seat.wanted.subtopic,
+            channel.id if channel is not None else None, writes,
+        )  # fmt: skip
+
+    def _authorize(self, ask: _Ask) -> None:
+        seat = ask.seat
+        is_again = ask.answered is None
+        if is_again and not seat.by_policy and not self._authorizer.may_admit():
+            self._end(seat, LOST)  # who was a member loses the seat with what takes the membership
+            return
+        if is_again and not seat.by_policy:
+            seat.doubt()
+        question = self._question(seat, writes=ask.writes)
+        if question.channel_id is not None:
+            self._memberships.pin((question.channel_id, question.sub))
+        self._authorizer.ask(question, partial(self._authorized, ask, question), patient=is_again)
+
+    def _authorized(self, ask: _Ask, question: Question, answer: Answer) -> None:
+        seat = ask.seat
+        channel = self._registry.find(seat.wanted.subtopic)
+        is_current = (channel.id if channel is not None else None) == question.channel_id
+        verdict = self._judge(seat.wanted, ask.claims, answer)
+        if question.channel_id is not None:
+            self._memberships.unpin((question.channel_id, question.sub))
+        if ask.is_moot:
+            return
+        if ask.answered is None:
+            self._use_answer(ask, answer, verdict if is_current else _Unknown.POLICIES)
+        elif not is_current or isinstance(verdict, _Unknown):
+            self._try(ask)
+        else:
+            ask.answered(verdict if isinstance(verdict, str) else self._seated(seat, verdict))
+
+    def _use_answer(self, ask: _Ask, answer: Answer, verdict: Verdict | str | _Unknown) -> None:
+        seat = ask.seat
+        if isinstance(verdict, _Unknown):
+            self._rejudge(seat)
+        elif isinstance(verdict, Verdict) or not isinstance(answer, Trouble) or answer.code == POLICY_ERROR:
+            self._use(seat, verdict)
+        elif seat.is_settled:
+            self._put_off(ask)
+        else:
+            self._end(seat, answer)
 
     # -- asking the database
 
@@ -415,14 +423,13 @@ class Directory:
 
     async def _load(self) -> None:
         """Everything anew. Raises WalstreamError."""
-        for pair in list(self._idle):
-            self._drop(pair)
-        pairs = list(self._entries)
+        self._memberships.forget_idle()
+        pairs = list(self._memberships)
         registry, snapshot = await self._rows.channels()
         members = None
         if pairs:
             members = await self._rows.members(pairs, ())
-        for change in self._since(snapshot, CHANNELS):
+        for change in self._recent.since(snapshot, CHANNELS, self._server_start):
             put(registry, change)
         self._registry, self._snapshot = registry, snapshot
         for channel in registry:
@@ -434,37 +441,41 @@ class Directory:
         for seats in list(self._topics.values()):
             for seat in list(seats):
                 self._rejudge(seat)
-        self._rest(pairs)
+        self._memberships.rest(pairs)
 
     def _know(self, loaded: LoadedMembers) -> None:
         """Take over an answer, with what the WAL has brought since. Seats are judged by the caller."""
         members = dict(loaded.members)
-        for change in self._since(loaded.snapshot, MEMBERS):
+        for change in self._recent.since(loaded.snapshot, MEMBERS, self._server_start):
             update(members, change)
-        for pair, membership in members.items():
-            entry = self._entries.get(pair)
-            if entry is None:
-                self._entries[pair] = _Entry(membership, loaded.snapshot)
-            else:
-                entry.membership, entry.snapshot = membership, loaded.snapshot
+        self._memberships.know(members, loaded.snapshot)
+
+    def _put_off(self, ask: _Ask) -> None:
+        """Judge a seat again once the database may answer."""
+        self._later.append(ask)
+        if self._later_due == math.inf:
+            self._later_due = trio.current_time() + RETRY_SECONDS
+            self._asked.set()
 
     async def _answer_forever(self) -> None:
         while True:
-            with trio.move_on_after(RETRY_SECONDS if self._later else math.inf):
+            with trio.move_on_at(self._later_due):
                 await self._asked.wait()
             self._asked = trio.Event()
-            asks = [*self._asks[:BATCH_MAX], *self._later]
-            self._asks, self._later = self._asks[BATCH_MAX:], []
+            asks, self._asks = self._asks[:BATCH_MAX], self._asks[BATCH_MAX:]
             if self._asks:
                 self._asked.set()
-            asks = [ask for ask in asks if ask.seat is None or not ask.seat.is_left]
+            if trio.current_time() >= self._later_due:
+                asks += self._later
+                self._later, self._later_due = [], math.inf
+            asks = [ask for ask in asks if not ask.is_moot]
             if asks:
                 await self._answer(asks)
 
     async def _answer(self, asks: list[_Ask]) -> None:
         channels = [(ask, self._registry.find(ask.wanted.subtopic)) for ask in asks]
         pairs = {(channel.id, ask.claims.sub) for ask, channel in channels if channel is not None and ask.claims.sub}
-        pairs = {pair for pair in pairs if not self._is_known(pair)}
+        pairs = {pair for pair in pairs if not self._memberships.knows(pair)}
         roles = {ask.claims.role for ask in asks}
         loaded = None
         now = trio.current_time()
@@ -481,68 +492,54 @@ class Directory:
                 is_service = facts is not None and facts.bypasses_rls and facts.member and not facts.superuser
                 self._roles[role] = (is_service, now)
         for ask in asks:
-            if ask.seat is not None:
-                self._judge_again(ask, ask.seat)
+            if ask.answered is None:
+                self._judge_again(ask)
             else:
                 self._reply(ask, is_known=loaded is not None)
-        self._rest(pairs)
+        self._memberships.rest(pairs)
         if len(self._roles) > ROLES_MAX:
             self._roles.clear()
 
-    def _judge_again(self, ask: _Ask, seat: Seat) -> None:
-        if seat.is_left or seat.claims is not ask.claims:
+    def _judge_again(self, ask: _Ask) -> None:
+        if ask.is_moot:
             return
-        verdict = self._judge(ask.wanted, ask.claims)
-        if verdict is not None:
+        seat = ask.seat
+        verdict = self._judge(seat.wanted, seat.claims)
+        if verdict is _Unknown.POLICIES:
+            self._authorize(ask)
+        elif verdict is not _Unknown.ROWS:
             self._use(seat, verdict)
-        elif seat.room.private and seat.role is None:
+        elif seat.room.private and not seat.is_settled:
             self._end(seat, UNREACHED)  # somebody else's token, and nobody knows whether they may
         else:
-            self._later.append(ask)
+            self._put_off(ask)
 
     def _reply(self, ask: _Ask, *, is_known: bool) -> None:
         assert ask.answered is not None
         verdict = self._judge(ask.wanted, ask.claims)
-        if verdict is None and is_known and trio.current_time() < ask.deadline:
-            self._asks.append(ask)  # the topic has become another channel's meanwhile
-            self._asked.set()
+        if verdict is not _Unknown.ROWS or (is_known and trio.current_time() < ask.deadline):
+            self._try(ask)  # once more where the topic has become another channel's meanwhile
             return
         channel = self._registry.find(ask.wanted.subtopic)
-        if verdict is None and (channel is None or channel.is_private):
-            verdict = UNABLE
-        if isinstance(verdict, str):
-            ask.answered(verdict)
+        if channel is None or channel.is_private:
+            ask.answered(UNABLE)
             return
-        if verdict is not None:
-            ask.answered(self._seated(ask.wanted, ask.claims, verdict, ask.ended))
-            return
-        assert channel is not None
-        seat = self._seated(ask.wanted, ask.claims, Verdict(channel.room, channel, None, muted=False), ask.ended)
-        self._later.append(_Ask(ask.wanted, ask.claims, None, None, seat=seat))
+        seat = self._seated(ask.seat, Verdict(channel.room, channel))
+        self._put_off(_Ask(seat, None))
         ask.answered(seat)
 
 
-def put(registry: Registry, change: Change) -> list[RegisteredChannel]:
-    """Apply a change of ``channels``. Returns every version that it ends or begins."""
-    if change.operation is Operation.TRUNCATE:
-        gone = list(registry)
-        registry.clear()
-        return gone
-    id_, channel = channel_change(change)
-    before = registry.remove(id_) if channel is None else registry.put(channel)
-    return [version for version in (before, channel) if version is not None]
-
-
-def update(members: MutableMapping[Pair, Membership | None], change: Change) -> None:
-    """Apply a change of ``channel_members`` to those pairs that are in ``members``."""
-    if change.operation is Operation.TRUNCATE:
-        members.update(dict.fromkeys(members))
-        return
-    ended, membership = member_change(change)
-    if ended is not None and ended in members:
-        members[ended] = None
-    if membership is not None and (membership.channel_id, membership.user) in members:
-        members[membership.channel_id, membership.user] = membership
+def _by_policy(room: RoomKey, channel: RegisteredChannel | None, answer: Answer | None) -> Verdict | str | _Unknown:
+    if answer is None:
+        return _Unknown.POLICIES
+    if isinstance(answer, Trouble):
+        # A policy that fails is nobody's business but the operator's, for whoever only wants to listen.
+        return FORBIDDEN.format(room.subtopic) if answer.code == POLICY_ERROR else ": ".join(answer)
+    if isinstance(answer, Writing):
+        return Verdict(room, channel, reading=READS_NOTHING, writing=answer, by_policy=True)
+    if not answer.any:
+        return FORBIDDEN.format(room.subtopic)
+    return Verdict(room, channel, reading=answer, writing=None, by_policy=True)
 
 
 def _report(channel: RegisteredChannel) -> None:

@@ -12,7 +12,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import trio
@@ -29,24 +29,26 @@ from walstream.bus.items import (
     StateItem,
     StoredItem,
 )
-from walstream.channel.broadcast import Ear, Frames, frames, text_frames
+from walstream.channel.broadcast import Frames, frames, text_frames
 from walstream.channel.effects import JoinRequest
 from walstream.channel.join import Replay
+from walstream.channel.permission import BUSY, Trouble, push_code
 from walstream.channel.pushes import BroadcastPush, ModerationPush, PresencePush, Push
 from walstream.errors import WalstreamError
 from walstream.model import Transaction
 from walstream.protocol.phoenix import ClientMessage
 from walstream.rooms import Broadcast, PresenceEntry, RoomKey
+from walstream.shell.channels.audiences import Audiences
 from walstream.shell.channels.bus import Bus
 from walstream.shell.channels.directory import Directory
+from walstream.shell.channels.guests import Guest, RoomOwner
 from walstream.shell.channels.message_store import MessageStore
 from walstream.shell.channels.moderation import Denied, Moderation
 from walstream.shell.channels.presences import Mirror, Presences
 from walstream.shell.channels.relay import Relay
 from walstream.shell.channels.seam import Live, Seam
 from walstream.shell.channels.seats import Seat
-from walstream.shell.delivery.groups import Group, GroupMember, Groups
-from walstream.shell.delivery.outbox import Outbox
+from walstream.shell.delivery.groups import GroupMember
 
 REPLAY_SECONDS: Final = 5.0
 """How long a join waits for its replay: clients give up after ten."""
@@ -69,56 +71,8 @@ UNAUTHORIZED: Final = "unauthorized"
 TOO_LARGE: Final = "payload_size_exceeded"
 INVALID: Final = "payload_invalid"
 
+_CODES: Final = {"Unauthorized": UNAUTHORIZED, "PrivateOnly": "private_only"}
 _encode = msgspec.json.Encoder().encode
-
-
-class RoomOwner(Protocol):
-    """What rooms see of a connection. Every method is synchronous and none raises."""
-
-    @property
-    def id(self) -> str:
-        """The connection's, unique in all nodes."""
-        ...
-
-    @property
-    def outbox(self) -> Outbox:
-        """Where its frames go."""
-        ...
-
-    @property
-    def vsn(self) -> str:
-        """The version of the protocol that it speaks."""
-        ...
-
-    def answer(self, asked: ClientMessage, status: str, response: bytes = b"{}") -> None:
-        """Reply to a push. ``response``: JSON object text."""
-        ...
-
-    def push(self, serial: int, event: str, payload: bytes) -> None:
-        """A frame for this connection alone. Nothing once the topic was left."""
-        ...
-
-    def end(self, serial: int, name: str, text: str) -> None:
-        """End a channel whose client may no longer have it. ``Rooms.leave`` follows before this returns."""
-        ...
-
-
-class _Guest:
-    """One join, from its request to its end."""
-
-    __slots__ = ("ear", "entry", "hears_presence", "key", "member", "own", "owner", "seam", "seat", "serial")
-
-    def __init__(self, owner: RoomOwner, request: JoinRequest) -> None:
-        self.owner = owner
-        self.serial = request.serial
-        self.own = request.broadcast.own
-        self.ear = Ear.of(owner.vsn, binary=request.config.hears_bytes)
-        self.seat: Seat | None = None
-        self.member: GroupMember | None = None  # while it is inside
-        self.seam: Seam | None = None  # from the question for its replay until all that comes is new
-        self.key = request.presence.key
-        self.hears_presence = request.presence.enabled
-        self.entry: PresenceEntry | None = None  # what it tracks
 
 
 class Rooms:
@@ -144,12 +98,12 @@ class Rooms:
         self._moderation = moderation
         self._relay = relay
         self._max_bytes = max_message_bytes
-        self.groups = Groups()
-        self._group_of: dict[RoomKey, Group] = {}
-        self._guests: dict[tuple[RoomOwner, int], _Guest] = {}
+        self.audiences = Audiences()
+        self.groups = self.audiences.groups
+        self._guests: dict[tuple[RoomOwner, int], Guest] = {}
         self._seams_due = 0.0
-        self._seams: dict[RoomKey, list[_Guest]] = {}  # to whom some of what comes may have been replayed
-        self.presences = Presences(bus, mirror, tell=self._tell_presence, size=self.size)
+        self._seams: dict[RoomKey, list[Guest]] = {}  # to whom some of what comes may have been replayed
+        self.presences = Presences(bus, mirror, tell=self._tell_presence, size=self.audiences.size)
         self._lookups: dict[str, None] = {}
         self._lookup_wanted = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -160,12 +114,7 @@ class Rooms:
 
     def __len__(self) -> int:
         """Rooms with somebody in them."""
-        return len(self._group_of)
-
-    def size(self, room: RoomKey) -> int:
-        """Sockets in a room on this node."""
-        group = self._group_of.get(room)
-        return len(group) if group is not None else 0
+        return len(self.audiences)
 
     # -- joins
 
@@ -173,18 +122,22 @@ class Rooms:
         self, owner: RoomOwner, request: JoinRequest, admitted: Callable[[], None], refused: Callable[[str], None]
     ) -> None:
         """May this client be in the room? One of the two is called, now or later, unless it is left before."""
-        guest = _Guest(owner, request)
+        guest = Guest(owner, request)
         self._guests[owner, request.serial] = guest
         room = RoomKey(request.name.subtopic, request.private)
         answered = partial(self._judged, guest, request.broadcast.replay, admitted, refused)
-        self._directory.ask(room, request.claims, answered, partial(owner.end, request.serial))
+        seat = Seat(
+            room, request.claims, headers=owner.headers, ended=partial(owner.end, request.serial),
+            changed=partial(self._reading_changed, guest),
+        )  # fmt: skip
+        self._directory.ask(seat, answered)
 
-    def _is_here(self, guest: _Guest) -> bool:
+    def _is_here(self, guest: Guest) -> bool:
         return self._guests.get((guest.owner, guest.serial)) is guest
 
     def _judged(
         self,
-        guest: _Guest,
+        guest: Guest,
         replay: Replay | None,
         admitted: Callable[[], None],
         refused: Callable[[str], None],
@@ -198,7 +151,7 @@ class Rooms:
             self._refuse(guest, refused, verdict)
             return
         guest.seat = verdict
-        if replay is None:
+        if replay is None or not verdict.reading.broadcast:
             admitted()
         elif verdict.channel is None and not verdict.room.private:
             self._refuse(guest, refused, REPLAY_OF_PUBLIC)
@@ -207,12 +160,12 @@ class Rooms:
             self._seams.setdefault(verdict.room, []).append(guest)
             self._nursery.start_soon(self._fetch_replay, guest, verdict, replay, admitted, refused)
 
-    def _refuse(self, guest: _Guest, refused: Callable[[str], None], reason: str) -> None:
+    def _refuse(self, guest: Guest, refused: Callable[[str], None], reason: str) -> None:
         self.leave(guest.owner, guest.serial)
         refused(reason)
 
     async def _fetch_replay(
-        self, guest: _Guest, seat: Seat, replay: Replay, admitted: Callable[[], None], refused: Callable[[str], None]
+        self, guest: Guest, seat: Seat, replay: Replay, admitted: Callable[[], None], refused: Callable[[str], None]
     ) -> None:
         try:
             with trio.fail_after(REPLAY_SECONDS):
@@ -232,19 +185,15 @@ class Rooms:
         guest = self._guests.get((owner, serial))
         if guest is None or guest.seat is None:
             return
-        room = guest.seat.room
-        group = self._group_of.get(room)
-        if group is None:
-            group = self._group_of[room] = Group()
-        guest.member = group.join(owner.outbox, guest.ear)
+        guest.reading = guest.seat.reading
+        guest.member = self.audiences.join(guest.seat.room, owner.outbox, guest.ear, guest.reading)
         if guest.seam is not None:
             for broadcast, replayed in guest.seam.messages():
                 _push(guest, frames(broadcast, replayed=replayed))
         channel = guest.seat.channel
         tracks_itself = channel is not None and channel.type == "presence"
         if guest.hears_presence or tracks_itself:
-            guest.hears_presence = True
-            owner.push(serial, "presence_state", self.presences.state(room))
+            self._show_presence(guest, guest.seat)
         if tracks_itself:
             self._track(guest, _encode({"user_id": guest.seat.user} if guest.seat.user else {}))
 
@@ -258,15 +207,27 @@ class Rooms:
         if guest.entry is not None:
             self._untrack(guest, guest.entry)
         if guest.member is not None:
-            group = guest.member.group
-            group.leave(guest.member)
+            self.audiences.leave(guest.seat.room, guest.member)
             guest.member = None
-            room = guest.seat.room
-            if not len(group) and self._group_of.get(room) is group:
-                del self._group_of[room]
         self._directory.leave(guest.seat)
 
-    def _end_seam(self, guest: _Guest, room: RoomKey) -> None:
+    def _reading_changed(self, guest: Guest) -> None:
+        """Policies let a member hear something else now."""
+        seat, member = guest.seat, guest.member
+        if seat is None or member is None:
+            return
+        heard_presence, guest.reading = guest.reading.presence, seat.reading
+        self.audiences.leave(seat.room, member)
+        guest.member = self.audiences.join(seat.room, guest.owner.outbox, guest.ear, guest.reading)
+        if guest.hears_presence and not heard_presence:
+            self._show_presence(guest, seat)
+
+    def _show_presence(self, guest: Guest, seat: Seat) -> None:
+        guest.hears_presence = True
+        if seat.reading.presence:
+            guest.owner.push(guest.serial, "presence_state", self.presences.state(seat.room))
+
+    def _end_seam(self, guest: Guest, room: RoomKey) -> None:
         guest.seam = None
         guests = self._seams[room]
         guests.remove(guest)
@@ -288,14 +249,54 @@ class Rooms:
             return
         if guest.entry is not None:
             self.presences.touched(guest.entry.entry)
-        if isinstance(push, BroadcastPush):
-            self._broadcast(guest, guest.seat, push, asked)
-        elif isinstance(push, PresencePush):
-            self._presence(guest, push, asked)
-        elif self._nursery is not None:
-            self._nursery.start_soon(self._moderate, guest, guest.seat, push, asked)
+        if isinstance(push, ModerationPush):
+            if self._nursery is not None:
+                self._nursery.start_soon(self._moderate, guest, guest.seat, push, asked)
+        elif guest.held or guest.seat.writing is None:
+            self._hold(guest, guest.seat, push, asked)
+        else:
+            self._pushed(guest, guest.seat, push, asked)
 
-    def _broadcast(self, guest: _Guest, seat: Seat, push: BroadcastPush, asked: ClientMessage | None) -> None:
+    def _pushed(
+        self, guest: Guest, seat: Seat, push: BroadcastPush | PresencePush, asked: ClientMessage | None
+    ) -> None:
+        if isinstance(push, BroadcastPush):
+            self._broadcast(guest, seat, push, asked)
+        else:
+            self._presence(guest, seat, push, asked)
+
+    def _hold(self, guest: Guest, seat: Seat, push: BroadcastPush | PresencePush, asked: ClientMessage | None) -> None:
+        """Keep a push, and those after it, until policies have been asked about the first."""
+        size = len(push.payload) + len(push.whole) if isinstance(push, BroadcastPush) else len(push.meta or b"")
+        if guest.held and guest.held_bytes + size > self._max_bytes:
+            self._deny(guest, push, asked, push_code(BUSY))
+            return
+        guest.held.append((push, asked))
+        guest.held_bytes += size
+        if len(guest.held) == 1:
+            self._directory.ask_writing(seat, partial(self._writable, guest, seat))
+
+    def _writable(self, guest: Guest, seat: Seat, code: str) -> None:
+        held, guest.held, guest.held_bytes = guest.held, [], 0
+        for push, asked in held:
+            if not self._is_here(guest):
+                return
+            if code:
+                self._deny(guest, push, asked, code)
+            elif guest.held or seat.writing is None:
+                self._hold(guest, seat, push, asked)  # it has another token by now
+            else:
+                self._pushed(guest, seat, push, asked)
+        self.groups.wake.set()
+
+    def _deny(self, guest: Guest, push: BroadcastPush | PresencePush, asked: ClientMessage | None, code: str) -> None:
+        self.broadcasts_refused += isinstance(push, BroadcastPush)
+        if asked is not None and isinstance(push, BroadcastPush):
+            _answer(guest.owner, asked, code)
+        elif asked is not None:
+            guest.owner.answer(asked, "error")
+
+    def _broadcast(self, guest: Guest, seat: Seat, push: BroadcastPush, asked: ClientMessage | None) -> None:
         self.broadcasts_in += 1
         broadcast = Broadcast(
             room=seat.room, event=push.event, payload=push.payload, binary=push.binary, whole=push.whole
@@ -315,7 +316,9 @@ class Rooms:
         self, seat: Seat, broadcast: Broadcast, done: Callable[[Broadcast | str], None], *, persist: bool | int
     ) -> None:
         """Have a message stored if it is to be, and sent to other nodes. ``done`` gets it, or why not, now or later."""
-        if not seat.may_send:
+        channel = seat.channel
+        is_kept = (channel is not None and channel.persist) or bool(persist and seat.room.private)
+        if not seat.may_send or (is_kept and persist and not seat.may_store):
             done(UNAUTHORIZED)
             return
         if max(len(broadcast.payload), len(broadcast.whole)) > self._max_bytes:
@@ -324,13 +327,12 @@ class Rooms:
         if len(broadcast.event) > EVENT_MAX:
             done(f"{INVALID}: an event has at most {EVENT_MAX} characters")
             return
-        channel = seat.channel
         if channel is not None:
             refusal = channel.refusal(broadcast.event, broadcast.payload, binary=broadcast.binary)
             if refusal:
                 done(f"{INVALID}: {refusal}")
                 return
-        if (channel is not None and channel.persist) or (persist and seat.room.private):
+        if is_kept:
             self._store.append(
                 msgspec.structs.replace(broadcast, whole=b""),
                 done,
@@ -349,21 +351,22 @@ class Rooms:
             slim = msgspec.structs.replace(broadcast, payload=b"") if broadcast.whole else broadcast
             self._bus.publish(BroadcastItem(slim))
 
-    async def publish(self, claims: Claims, broadcast: Broadcast, *, persist: bool | int = False) -> str:
+    async def publish(
+        self, claims: Claims, broadcast: Broadcast, *, persist: bool | int = False, headers: str = "{}"
+    ) -> str:
         """A message that comes without a socket. Returns "" once it is on its way, stored if it is to be; else a code.
 
-        Cancelled, it may still be sent.
+        ``headers``: the request's, for policies: JSON object text. Cancelled, it may still be sent.
         """
-        return (await self.publish_all(claims, [broadcast], persist=persist))[0]
+        return (await self.publish_all(claims, [broadcast], persist=persist, headers=headers))[0]
 
     async def publish_all(
-        self, claims: Claims, broadcasts: Sequence[Broadcast], *, persist: bool | int = False
+        self, claims: Claims, broadcasts: Sequence[Broadcast], *, persist: bool | int = False, headers: str = "{}"
     ) -> list[str]:
         """As ``publish``, for messages to one room, at least one, in their order: what is stored shares commits."""
-        seat = await self._directory.seat(broadcasts[0].room, claims)
+        seat = await self._directory.seat(Seat(broadcasts[0].room, claims, headers=headers), writes=True)
         if isinstance(seat, str):
-            code = UNAUTHORIZED if seat.startswith("Unauthorized") else "unable_to_connect_to_project"
-            return [code] * len(broadcasts)
+            return [_refused(seat)] * len(broadcasts)
         codes = [""] * len(broadcasts)
         waiting = set(range(len(broadcasts)))
         sent = trio.Event()
@@ -386,7 +389,7 @@ class Rooms:
             self._directory.leave(seat)
         return codes
 
-    async def _moderate(self, guest: _Guest, seat: Seat, push: ModerationPush, asked: ClientMessage | None) -> None:
+    async def _moderate(self, guest: Guest, seat: Seat, push: ModerationPush, asked: ClientMessage | None) -> None:
         done = await self._moderation.perform(seat, push.action, push.params)
         if isinstance(done, Denied):
             if asked is not None:
@@ -401,7 +404,7 @@ class Rooms:
 
     # -- delivering
 
-    def _deliver(self, broadcast: Broadcast, sender: _Guest | None, transaction: Transaction | None = None) -> None:
+    def _deliver(self, broadcast: Broadcast, sender: Guest | None, transaction: Transaction | None = None) -> None:
         """To everybody here but the sender, if it did not ask for its own. ``transaction``: see ``Live``."""
         room = broadcast.room
         without: list[GroupMember] = []
@@ -409,9 +412,7 @@ class Rooms:
             without.append(sender.member)
         if room in self._seams:
             without += self._had_it(Live(broadcast, transaction), room)
-        group = self._group_of.get(room)
-        if group is not None:
-            self.groups.push(group, frames(broadcast), without)
+        self.audiences.say(room, frames(broadcast), without)
 
     def _had_it(self, live: Live, room: RoomKey) -> Iterator[GroupMember]:
         """Members to whom it was replayed, or for whom it is too old. Keeps it for those who are not inside yet."""
@@ -441,9 +442,7 @@ class Rooms:
                     self._end_seam(guest, room)
 
     def _tell_presence(self, room: RoomKey, diff: bytes) -> None:
-        group = self._group_of.get(room)
-        if group is not None:
-            self.groups.push(group, text_frames(room, "presence_diff", diff))
+        self.audiences.tell_presence(room, text_frames(room, "presence_diff", diff))
 
     def stored(self, broadcast: Broadcast, transaction: Transaction | None) -> None:
         """A stored message that nobody here has delivered yet. ``transaction``: where it comes right out of the WAL."""
@@ -452,24 +451,25 @@ class Rooms:
 
     # -- presence
 
-    def _presence(self, guest: _Guest, push: PresencePush, asked: ClientMessage | None) -> None:
+    def _presence(self, guest: Guest, seat: Seat, push: PresencePush, asked: ClientMessage | None) -> None:
         owner, serial = guest.owner, guest.serial
         if push.meta is None:
             if guest.entry is not None:
                 self._untrack(guest, guest.entry)
+        elif not seat.may_track:
+            self._deny(guest, push, asked, UNAUTHORIZED)
+            return
         elif len(push.meta) > self._max_bytes:
             owner.end(serial, "TrackMessageSizeExceeded", TRACK_TOO_LARGE)
             return
         else:
             if not guest.hears_presence:
-                guest.hears_presence = True
-                assert guest.seat is not None
-                owner.push(serial, "presence_state", self.presences.state(guest.seat.room))
+                self._show_presence(guest, seat)
             self._track(guest, push.meta)
         if asked is not None:
             owner.answer(asked, "ok")
 
-    def _track(self, guest: _Guest, meta: bytes) -> None:
+    def _track(self, guest: Guest, meta: bytes) -> None:
         seat, known = guest.seat, guest.entry
         assert seat is not None
         if known is not None and known.meta == meta:
@@ -485,7 +485,7 @@ class Rooms:
         self.presences.changed(guest.entry, seat.user)
         self.groups.wake.set()
 
-    def _untrack(self, guest: _Guest, entry: PresenceEntry) -> None:
+    def _untrack(self, guest: Guest, entry: PresenceEntry) -> None:
         guest.entry = None
         assert guest.seat is not None
         self.presences.changed(msgspec.structs.replace(entry, meta=None), guest.seat.user)
@@ -567,7 +567,13 @@ class Rooms:
                         self._deliver(broadcast, None)
 
 
-def _push(guest: _Guest, encoded: Frames) -> None:
+def _refused(reason: str) -> str:
+    """The code of a refused seat, for whoever wanted to send."""
+    code, _, text = reason.partition(": ")
+    return _CODES.get(code) or push_code(Trouble(code, text))
+
+
+def _push(guest: Guest, encoded: Frames) -> None:
     if encoded[guest.ear]:
         guest.owner.outbox.push(encoded[guest.ear])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from walstream.auth.tokens import Verifier
-from walstream.channel.handshake import Rejection, Welcome, decide
+from walstream.channel.handshake import Rejection, Welcome, decide, policy_headers
 from walstream.channel.origins import Origins
 from walstream.channel.session import Session, SessionLimits
 from walstream.config import Config
@@ -59,11 +59,11 @@ class Admission:
         ticket = self._gate.enter(head.address, decided.token, claims.sub)
         if isinstance(ticket, str):
             return refused(f"{ticket}_connections", role=claims.role, user=claims.sub)
-        return _Welcomed(self, decided, head.header("user-agent") or "", ticket)
+        return _Welcomed(self, decided, head, ticket)
 
-    def connect(self, socket: Socket, welcome: Welcome, user_agent: str, ticket: Ticket) -> Connection:
+    def connect(self, socket: Socket, welcomed: _Welcomed) -> Connection:
         """The connection of a socket that has opened."""
-        shared = self._shared
+        shared, welcome = self._shared, welcomed.welcome
         session = Session(
             welcome.vsn,
             welcome.claims,
@@ -73,24 +73,32 @@ class Admission:
             token=welcome.token,
             node_joins=self._gate.node_joins,
         )
-        return Connection(socket, session, shared, user_agent=user_agent, ticket=ticket)
+        return Connection(
+            socket,
+            session,
+            shared,
+            user_agent=welcomed.user_agent,
+            ticket=welcomed.ticket,
+            headers=welcomed.headers,
+        )
 
 
 class _Welcomed:
     """A handshake that is let in."""
 
-    __slots__ = ("_admission", "_ticket", "_user_agent", "_welcome")
+    __slots__ = ("_admission", "headers", "ticket", "user_agent", "welcome")
 
-    def __init__(self, admission: Admission, welcome: Welcome, user_agent: str, ticket: Ticket) -> None:
+    def __init__(self, admission: Admission, welcome: Welcome, head: Head, ticket: Ticket) -> None:
         self._admission = admission
-        self._welcome = welcome
-        self._user_agent = user_agent
-        self._ticket = ticket
+        self.welcome = welcome
+        self.user_agent = head.header("user-agent") or ""
+        self.headers = policy_headers(head.headers, "x-")
+        self.ticket = ticket
 
     def handler(self, socket: Socket) -> Connection:
         """See ``Admitted``."""
-        return self._admission.connect(socket, self._welcome, self._user_agent, self._ticket)
+        return self._admission.connect(socket, self)
 
     def missed(self) -> None:
         """See ``Admitted``."""
-        self._ticket.give_back()
+        self.ticket.give_back()

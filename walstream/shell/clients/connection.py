@@ -34,7 +34,7 @@ from walstream.channel.pushes import Push
 from walstream.channel.session import TOO_MANY_USERS, Session
 from walstream.protocol.phoenix import ClientMessage
 from walstream.shell.channels.connection_report import ConnectionFacts
-from walstream.shell.channels.rooms import RoomOwner
+from walstream.shell.channels.guests import RoomOwner
 from walstream.shell.clients.expiries import Expiries
 from walstream.shell.clients.gate import Ticket
 from walstream.shell.clients.refusals import COMPLAINTS, REFUSED_JOINS
@@ -172,7 +172,9 @@ class Connection:
     A ``Handler`` for the edge, a ``JoinOwner`` for ``Joins`` and a ``RoomOwner`` for ``Rooms``.
     """
 
-    __slots__ = ("_channels", "_complained", "_deadline", "_session", "_shared", "_socket", "_ticket", "_user_agent")
+    __slots__ = (
+        "_channels", "_complained", "_deadline", "_session", "_shared", "_socket", "_ticket", "_user_agent", "headers",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -182,11 +184,13 @@ class Connection:
         *,
         user_agent: str = "",
         ticket: Ticket | None = None,
+        headers: str = "{}",
     ) -> None:
         """``ticket``: its place in the counts, given back when it is closed."""
         self._socket = socket
         self._ticket = ticket
         self._user_agent = user_agent
+        self.headers = headers  # see ``RoomOwner``
         self._session = session
         self._shared = shared
         self._deadline: float | None = None

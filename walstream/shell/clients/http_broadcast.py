@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from walstream.auth.tokens import Claims, Verifier
-from walstream.channel.handshake import Rejection
+from walstream.channel.handshake import Rejection, policy_headers
 from walstream.rooms import Broadcast, RoomKey
 from walstream.shell.clients.http_app import json_response
 from walstream.shell.clients.http_requests import PREFIXES, BodyTooLarge, body_of, claims_of, path_parts
@@ -43,6 +43,8 @@ _TOO_MANY: Final = "Too many messages to broadcast, please reduce the batch size
 
 _TEXTS: Final[Mapping[str, tuple[int, str]]] = {
     "unauthorized": (403, "Unauthorized"),
+    "private_only": (403, "This project only allows private channels"),
+    "unable_to_set_policies": (422, "Unable to authorize broadcast"),
     "rls_policy_error": (422, "RLS policy error"),
     "query_canceled": (422, "Query canceled"),
     "missing_partition": (422, "Missing messages partition"),
@@ -66,14 +68,17 @@ Errors = dict[str, list[str]]
 class Publisher(Protocol):
     """Sends a broadcast as whoever has the claims."""
 
-    async def publish(self, claims: Claims, broadcast: Broadcast, *, persist: bool | int = False) -> str:
+    async def publish(
+        self, claims: Claims, broadcast: Broadcast, *, persist: bool | int = False, headers: str = "{}"
+    ) -> str:
         """Send, and store first where the channel or ``persist`` says so; an int: for so many seconds.
 
+        ``headers``: the request's, for policies: JSON object text.
         Returns "" or an error code: one of ``_TEXTS``, ``payload_size_exceeded``, or another with a text after a colon.
         """
         ...
 
-    async def publish_all(self, claims: Claims, broadcasts: Sequence[Broadcast]) -> list[str]:
+    async def publish_all(self, claims: Claims, broadcasts: Sequence[Broadcast], *, headers: str = "{}") -> list[str]:
         """Send messages to one room, in their order. Returns what ``publish`` does, for each."""
         ...
 
@@ -128,7 +133,8 @@ class _Handlers:
             payload = checked
         room = RoomKey(parts[0], request.query_params.get("private") == "true")
         broadcast = Broadcast(room=room, event=parts[2], payload=payload, binary=is_binary)
-        return _answer(await self._publisher.publish(claims, broadcast, persist=persist))
+        headers = policy_headers(request.headers.items())
+        return _answer(await self._publisher.publish(claims, broadcast, persist=persist, headers=headers))
 
     # -- many messages
 
@@ -148,9 +154,10 @@ class _Handlers:
             return json_response({"errors": {"messages": errors}}, 422)
         if len(broadcasts) > BATCH_MAX:
             return json_response({"message": _TOO_MANY}, 429)
-        return _batch_answer(await self._publish_all(claims, broadcasts))
+        headers = policy_headers(request.headers.items())
+        return _batch_answer(await self._publish_all(claims, broadcasts, headers))
 
-    async def _publish_all(self, claims: Claims, broadcasts: Sequence[Broadcast]) -> list[str]:
+    async def _publish_all(self, claims: Claims, broadcasts: Sequence[Broadcast], headers: str) -> list[str]:
         """The codes of all. Those of a room are sent in their order."""
         codes = [""] * len(broadcasts)
         by_room: dict[RoomKey, list[int]] = {}
@@ -160,7 +167,8 @@ class _Handlers:
 
         async def send(numbers: Sequence[int]) -> None:
             async with limiter:
-                found = await self._publisher.publish_all(claims, [broadcasts[number] for number in numbers])
+                some = [broadcasts[number] for number in numbers]
+                found = await self._publisher.publish_all(claims, some, headers=headers)
             for number, code in zip(numbers, found, strict=True):
                 codes[number] = code
 

@@ -18,13 +18,14 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from walstream.auth.tokens import Claims, Verifier
-from walstream.channel.handshake import Rejection
+from walstream.channel.handshake import Rejection, policy_headers
 from walstream.channel.since import Position, parse_since
 from walstream.channel.topic import PREFIX
 from walstream.errors import WalstreamError
 from walstream.rooms import RoomKey
-from walstream.shell.channels.directory import Directory
+from walstream.shell.channels.directory import FORBIDDEN, Directory
 from walstream.shell.channels.message_store import MessageStore
+from walstream.shell.channels.seats import Seat
 from walstream.shell.clients.http_app import json_response
 from walstream.shell.clients.http_requests import PREFIXES, claims_of, path_parts, refusal
 from walstream.shell.database.message_rows import Kept, Page
@@ -33,6 +34,9 @@ LIMIT_DEFAULT: Final = 100
 LIMIT_MAX: Final = 1000
 
 _PATH: Final = "/api/realtime/replay/"
+_FORBIDDEN_REPAIR: Final = (
+    "private channels are for members (walstream channel join) and whom a SELECT policy on realtime.messages lets in"
+)
 _SINCE_REPAIR: Final = (
     "since is UNIX seconds or milliseconds, ISO 8601 such as 2026-01-30T10:00:00Z, or the cursor of an earlier page"
 )
@@ -65,9 +69,13 @@ async def _replay(
     if not (said.isascii() and said.isdecimal()) or len(said) > 9 or not 0 < int(said) <= LIMIT_MAX:
         return refusal(400, "invalid_limit", f"limit: {said[:100]!r}", f"limit is a whole number from 1 to {LIMIT_MAX}")
     wanted = _room(directory, name, private=query.get("private") == "true")
-    seat = await directory.seat(wanted, claims)
+    headers = policy_headers(request.headers.items())
+    seat = await directory.seat(Seat(wanted, claims, headers=headers))
     if isinstance(seat, str):
         return _no_seat(seat)
+    if not seat.reading.broadcast:
+        directory.leave(seat)
+        return _no_seat(FORBIDDEN.format(wanted.subtopic))
     try:
         page = await store.page(seat.room, after, int(said))
     except WalstreamError as error:
@@ -101,7 +109,9 @@ def _rejected(rejection: Rejection) -> Response:
 def _no_seat(reason: str) -> Response:
     code, _, text = reason.partition(": ")
     if code == "Unauthorized":
-        return refusal(403, "forbidden", text, "only members read a private channel: walstream channel join")
+        return refusal(403, "forbidden", text, _FORBIDDEN_REPAIR)
+    if code == "PrivateOnly":
+        return refusal(403, "private_only", text, "name a private channel, or add private=true")
     return refusal(503, "database_unreachable", text, "try again in a moment")
 
 
