@@ -58,7 +58,8 @@ def test_every_reason_of_a_refusal_is_documented() -> None:
 
 
 def test_every_code_that_a_join_is_refused_with_is_documented() -> None:
-    told = re.findall(r'f?"([A-Z][A-Za-z]+): ', sources("channel"))
+    told = re.findall(r'(?<!")f?"(?!Code: )([A-Z][A-Za-z]+): ', sources("channel", "shell/channels"))
+    told += re.findall(r'Trouble\("([A-Za-z]+)"', sources("channel"))
     told += re.findall(r'_end\(channel, "([A-Za-z]+)"', sources("channel"))
     tokens = re.findall(r'(?:TokenError|__init__)\("([A-Za-z]+)"', sources("auth"))
     assert {"InvalidJWTToken", "MalformedJWT"} <= set(tokens)

@@ -33,6 +33,10 @@ PRIVATE = channel(type="private")
 SERVICE = claims(role="service_role")
 
 
+def lost(topic: str = "general") -> tuple[str, str]:
+    return LOST[0], LOST[1].format(topic)
+
+
 def serving(rows: FakeRows, test: Callable[[Directory], Awaitable[None]]) -> None:
     """Run ``test`` beside a directory that has loaded what there is."""
 
@@ -209,7 +213,7 @@ def test_a_membership_that_ends_takes_the_seat_on_a_private_channel(truncated: b
         guest.ask(GENERAL, claims("ann"))
         await settle()
         apply(directory, 200, change("channel_members", old=None if truncated else member("ann"), truncate=truncated))
-        assert guest.endings == [LOST]
+        assert guest.endings == [lost()]
         assert guest.seat.is_left
 
     serving(FakeRows([PRIVATE], [member("ann")]), test)
@@ -405,7 +409,7 @@ def test_another_persons_token_is_judged_again() -> None:
         assert role(guest) == "member"
         directory.refreshed(guest.seat, claims("eve"))
         await settle()
-        assert guest.endings == [LOST]
+        assert guest.endings == [lost()]
 
     serving(rows, test)
 
@@ -435,7 +439,7 @@ def test_changed_loads_memberships_again() -> None:
         rows.member_rows.clear()
         directory.changed()
         await settle()
-        assert guest.endings == [LOST]
+        assert guest.endings == [lost()]
 
     serving(rows, test)
 

@@ -28,6 +28,7 @@ from walstream.channel.permission import (
     READS_NOTHING,
     UNREACHED,
     WRITES_NOTHING,
+    Answer,
     Question,
     Reading,
     Trouble,
@@ -50,6 +51,14 @@ def ann_reads(question: Question) -> Reading | Writing:
     if question.writes:
         return SENDS if question.sub == "ann" else WRITES_NOTHING
     return LISTENS if question.sub == "ann" else READS_NOTHING
+
+
+def always(answer: Answer) -> Callable[[Question], Answer]:
+    return lambda question: answer
+
+
+def lost(topic: str = "general") -> tuple[str, str]:
+    return LOST[0], LOST[1].format(topic)
 
 
 def serving(
@@ -135,7 +144,7 @@ def test_what_may_be_written_is_asked_when_it_is_needed() -> None:
             (CANCELED, "query_canceled"),
             (Trouble(POLICY_ERROR, "?"), "rls_policy_error"),
         ):
-            policies.says = lambda question, trouble=trouble: trouble
+            policies.says = always(trouble)
             directory.ask_writing(seat, codes.append)
             assert codes[-1] == code
 
@@ -175,7 +184,7 @@ def test_every_new_token_is_judged_again_and_what_is_lost_ends_the_seat() -> Non
         directory.refreshed(ann.seat, claims("ann"))
         policies.says = nothing
         policies.answer_kept()
-        assert ann.endings == [LOST]
+        assert ann.endings == [lost("lobby")]
         assert not directory._topics
 
     serving(FakeRows(), policies, test)
@@ -226,7 +235,7 @@ def test_a_change_of_policies_is_for_those_whom_they_let_in() -> None:
         policies.says = nothing
         directory.policies_changed()
         await settle()
-        assert ann.endings == [LOST]
+        assert ann.endings == [lost()]
         assert not bob.endings
         assert [question.sub for question in policies.patient] == ["ann"]
 
@@ -241,7 +250,7 @@ def test_a_membership_that_ends_leaves_what_policies_allow() -> None:
         for xid, user in enumerate(("ann", "bob"), 200):
             directory.applied(transaction(xid, change("channel_members", None, member(user))), STARTED)
         assert (ann.seat.role, ann.seat.reading) == (None, LISTENS)
-        assert bob.endings == [LOST]
+        assert bob.endings == [lost()]
         directory.applied(transaction(210, change("channel_members", member("ann"))), STARTED)
         assert (ann.seat.role, ann.seat.reading) == ("member", READS_ALL)
 
@@ -290,8 +299,9 @@ def test_why_there_is_no_answer_is_told_and_a_failing_policy_lets_nobody_in() ->
             (UNREACHED, ": ".join(UNREACHED)),
             (Trouble(POLICY_ERROR, "division by zero"), FORBIDDEN.format("lobby")),
         ):
-            policies.says = lambda question, trouble=trouble: trouble
+            policies.says = always(trouble)
             assert (await asked(directory, LOBBY, claims("ann"))).answers == [reason]
+            assert await directory.seat(Seat(LOBBY, claims("ann")), writes=True) == ": ".join(trouble)
 
     serving(FakeRows(), policies, test)
 

@@ -24,7 +24,7 @@ HALL = RoomKey("hall", private=True)
 
 
 def says(question: Question) -> Answer:
-    known: dict[str, Any] = dict(WRITES if question.writes else READS)
+    known: dict[str, Answer] = {**(WRITES if question.writes else READS)}
     return known.get(question.sub, nothing(question))
 
 

@@ -57,7 +57,7 @@ BATCH_MAX: Final = 1000
 FORBIDDEN: Final = "Unauthorized: You do not have permissions to read from this Channel topic: {}"
 PRIVATE_ONLY: Final = "PrivateOnly: This project only allows private channels"
 UNABLE: Final = ": ".join(UNREACHED)
-LOST: Final = ("Unauthorized", "You no longer have permission to read from this Channel topic")
+LOST: Final = ("Unauthorized", "You no longer have permission to read from this Channel topic: {}")
 DELETED: Final = ("ChannelDeleted", "The channel was deleted")
 CHANGED: Final = ("ChannelChanged", "The channel has become another one: join it again")
 
@@ -345,7 +345,8 @@ class Directory:
         ended = seat.ended
         self.leave(seat)
         if ended is not None:
-            ended(*why)
+            code, text = why
+            ended(code, text.format(seat.wanted.subtopic) if why is LOST else text)
 
     # -- asking the policies
 
@@ -375,6 +376,8 @@ class Directory:
         channel = self._registry.find(seat.wanted.subtopic)
         is_current = (channel.id if channel is not None else None) == question.channel_id
         verdict = self._judge(seat.wanted, ask.claims, answer)
+        if ask.writes and isinstance(verdict, str) and isinstance(answer, Trouble):
+            verdict = ": ".join(answer)  # who sends is told of a policy that fails
         if question.channel_id is not None:
             self._memberships.unpin((question.channel_id, question.sub))
         if ask.is_moot:
