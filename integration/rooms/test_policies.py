@@ -102,7 +102,9 @@ def test_requests_are_judged_by_the_right_to_send_alone(node: Node, policies: Te
             assert (ok, denied) == ((202, None), (403, {"message": "Unauthorized"}))
             assert unkept == denied
             assert (await heard(ada, topic))["payload"] == {"n": 9}
-            messages = [{"topic": name, "event": "say", "payload": {}, "private": True} for name in ("mail", "other")]
+            messages: list[dict[str, object]] = [
+                {"topic": name, "event": "say", "payload": {}, "private": True} for name in ("mail", "other")
+            ]
             status, _ = await trio.to_thread.run_sync(
                 node.daemon.request, "POST", "/api/broadcast", json.dumps({"messages": messages}).encode(),
                 {"authorization": f"Bearer {BOB}"},
@@ -207,7 +209,7 @@ def test_a_policy_that_fails_lets_nobody_in_and_is_logged(node: Node, policies: 
         assert post(node, token(), "words")[0] == 422
     finally:
         policies.execute("drop policy broken on realtime.messages")
-    failed = [line for line in node.daemon.log() if line.get("event") == "policy.failed"]
+    failed = [line for line in node.daemon.log() if line.get("event") == "topic_policy.failed"]
     assert failed[0]["code"] == "RlsPolicyError"
     assert "invalid input syntax" in failed[0]["error"]
 

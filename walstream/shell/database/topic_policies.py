@@ -24,6 +24,8 @@ from walstream.channel.permission import (
     Writing,
     nothing,
 )
+from walstream.policy.claims import session_settings
+from walstream.policy.model import Viewer
 from walstream.shell.database.catalog import is_name
 from walstream.shell.database.rows import is_text
 
@@ -86,16 +88,6 @@ select pg_catalog.md5(pg_catalog.concat_ws('|', c.relrowsecurity, c.relforcerows
   from pg_catalog.pg_class c
  where c.oid = pg_catalog.to_regclass(%(table)s)
 """
-
-_SETTINGS = sql.SQL(
-    "rollback to savepoint walstream_question;"
-    " select pg_catalog.set_config('search_path', {path}, true),"
-    " pg_catalog.set_config('realtime.topic', {topic}, true),"
-    " pg_catalog.set_config('request.jwt.claims', {claims}, true),"
-    " pg_catalog.set_config('request.jwt.claim.sub', {sub}, true),"
-    " pg_catalog.set_config('request.jwt.claim.role', {role}, true),"
-    " pg_catalog.set_config('request.headers', {headers}, true), pg_catalog.set_config('role', {role}, true);"
-)
 
 
 class RoleRights(NamedTuple):
@@ -204,15 +196,16 @@ def _answer(cursor: Any, schema: str, question: Question, rights: RoleRights | N
 
 
 def _statement(cursor: Any, schema: str, question: Question, condition: str, extensions: Sequence[str]) -> bytes:
-    literals = {
-        "path": SEARCH_PATH,
-        "topic": question.topic,
-        "claims": question.claims,
-        "sub": question.sub,
-        "role": question.role,
-        "headers": question.headers,
+    values = {
+        "search_path": SEARCH_PATH,
+        "realtime.topic": question.topic,
+        "request.headers": question.headers,
+        **session_settings(Viewer(question.role, question.claims)),
     }
-    settings = _SETTINGS.format(**{name: sql.Literal(value) for name, value in literals.items()})
+    settings = sql.SQL(", ").join(
+        sql.SQL("pg_catalog.set_config({}, {}, true)").format(sql.Literal(name), sql.Literal(value))
+        for name, value in values.items()
+    )
     rows = [
         sql.SQL(
             "select {extension}, coalesce(({condition}), false)"
@@ -228,7 +221,11 @@ def _statement(cursor: Any, schema: str, question: Question, condition: str, ext
         for extension in extensions
     ]
     # As bytes and without parameters: a condition may have a % of its own.
-    statement: str = (settings + sql.SQL(" union all ").join(rows)).as_string(cursor)
+    statement: str = (
+        sql.SQL("rollback to savepoint walstream_question; select {}; {}")
+        .format(settings, sql.SQL(" union all ").join(rows))
+        .as_string(cursor)
+    )
     return statement.encode()
 
 
