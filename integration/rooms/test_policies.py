@@ -209,7 +209,7 @@ def test_a_policy_that_fails_lets_nobody_in_and_is_logged(node: Node, policies: 
         assert post(node, token(), "words")[0] == 422
     finally:
         policies.execute("drop policy broken on realtime.messages")
-    failed = [line for line in node.daemon.log() if line.get("event") == "topic_policy.failed"]
+    failed = [line for line in node.daemon.log() if line.get("event") == "authorization.failed"]
     assert failed[0]["code"] == "RlsPolicyError"
     assert "invalid input syntax" in failed[0]["error"]
 

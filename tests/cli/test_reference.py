@@ -39,7 +39,9 @@ def test_every_key_is_documented_with_its_default() -> None:
         elif key in SECOND_KEYS:
             assert parse_seconds(key, shown) == defaults[key], key
         elif key != "cluster_secret":
-            assert shown.replace("\N{EN DASH}", "") == str(defaults[key]), key
+            default = defaults[key]
+            told = str(default).lower() if isinstance(default, bool) else str(default)
+            assert shown.replace("\N{EN DASH}", "") == told, key
 
 
 def first_words(section: str) -> set[str]:

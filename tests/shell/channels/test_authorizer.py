@@ -155,7 +155,7 @@ def test_a_policy_that_fails_is_logged_once_a_minute() -> None:
                 authorizer.ask(question(number), lambda _: None)
                 await settle()
             assert [(line["event"], line["code"], line["error"]) for line in lines] == [
-                ("topic_policy.failed", "RlsPolicyError", "division by zero")
+                ("authorization.failed", "RlsPolicyError", "division by zero")
             ]
             await settle(61)
             authorizer.ask(question(), lambda _: None)

@@ -17,7 +17,7 @@ from walstream.channel.permission import BUSY, POLICY_ERROR, UNREACHED, Answer, 
 from walstream.errors import WalstreamError
 from walstream.shell.database.postgres import Database
 from walstream.shell.database.topic_policies import Watched, judge, watch_policies
-from walstream.telemetry.log import POLICIES_CHANGED, TOPIC_POLICY_FAILED
+from walstream.telemetry.log import AUTHORIZATION_FAILED, POLICIES_CHANGED
 
 ANSWER_SECONDS: Final = 2.0
 """How long an answer waits for the database."""
@@ -165,7 +165,7 @@ class PolicyAuthorizer:
                 answers = await self._asking.judge(batch)
                 is_reached = True
             except WalstreamError as error:
-                log.debug(TOPIC_POLICY_FAILED, code=error.code, error=error.message)
+                log.debug(AUTHORIZATION_FAILED, code=error.code, error=error.message)
         self.questions += len(answers)
         now = trio.current_time()
         for question, waiting in batch.items():
@@ -190,7 +190,7 @@ class PolicyAuthorizer:
             self._told.clear()
         self._told[text] = now
         log.warning(
-            TOPIC_POLICY_FAILED, code=trouble.code, error=trouble.text, role=question.role, topic=question.topic[:200],
+            AUTHORIZATION_FAILED, code=trouble.code, error=trouble.text, role=question.role, topic=question.topic[:200],
             command="INSERT" if question.writes else "SELECT",
         )  # fmt: skip
 
