@@ -70,7 +70,9 @@ from walstream.shell.clients.limits import EdgeLimits, raise_open_files
 from walstream.shell.database.access import TableAccess
 from walstream.shell.database.channel_rows import Rows
 from walstream.shell.database.postgres import Database, PgConnection, connect
+from walstream.shell.delivery.doubts import Doubts
 from walstream.shell.delivery.fanout import Fanout
+from walstream.shell.delivery.judge import SESSIONS, Judge
 from walstream.shell.health import Health
 from walstream.shell.wal.heartbeat import Heartbeat
 from walstream.shell.wal.node_report import NodeReport
@@ -111,23 +113,16 @@ class Daemon:
         self.ring = Ring(
             bytes_max=config.history_bytes, seconds=config.history_seconds, wal_bytes=config.history_wal_bytes
         )
-        catalog, access = Catalog(), TableAccess()
-        router = Router(catalog)
-        self.fanout = Fanout(router, self.ring, access, max_record_bytes=config.max_record_bytes)
+        catalog = Catalog()
+        access = TableAccess(catalog)
+        router = Router(catalog, access.guard)
+        self.judge = self._make_judge(catalog)
+        self.fanout = self._make_fanout(router, access)
         self.heartbeat = Heartbeat(
             self.database, self.health, node=self.health.node, seconds=config.heartbeat_seconds, metrics=self.metrics
         )
         self.keeper = PublicationKeeper(self.database, config.schema)
-        self.pipeline = Pipeline(
-            PipelineSettings(config.schema, config.publication, config.filter_tables),
-            catalog=catalog,
-            ring=self.ring,
-            fanout=self.fanout,
-            access=access,
-            database=self.database,
-            keeper=self.keeper,
-            returned=self.heartbeat.returned,
-        )
+        self.pipeline = self._make_pipeline(catalog, access)
         reading = Reading(config.database_url, config.slot, config.decoder, config.schema)
         self.reader = WalReader(
             reading,
@@ -166,6 +161,36 @@ class Daemon:
         self.guests = ConnectionReport(self.books, config.schema, self.health.node, config.heartbeat_seconds)
         self.edge = self._make_edge()
         self._watch_numbers()
+
+    def _make_judge(self, catalog: Catalog) -> Judge:
+        # A pool of its own: nothing else waits behind policies.
+        pool = Database(self.config.database_url, f"{APPLICATION_NAME} (policies)", size=SESSIONS + 1)
+        return Judge(pool, catalog, Doubts())
+
+    def _make_fanout(self, router: Router, access: TableAccess) -> Fanout:
+        fanout = Fanout(
+            router,
+            self.ring,
+            access,
+            judge=self.judge,
+            doubts=self.judge.doubts,
+            max_record_bytes=self.config.max_record_bytes,
+        )
+        self.judge.on_answers = fanout.judged
+        return fanout
+
+    def _make_pipeline(self, catalog: Catalog, access: TableAccess) -> Pipeline:
+        config = self.config
+        return Pipeline(
+            PipelineSettings(config.schema, config.publication, config.filter_tables),
+            catalog=catalog,
+            ring=self.ring,
+            fanout=self.fanout,
+            access=access,
+            database=self.database,
+            keeper=self.keeper,
+            returned=self.heartbeat.returned,
+        )
 
     def _make_watch(self) -> SlotWatch:
         config = self.config
@@ -299,6 +324,7 @@ class Daemon:
                 self.presence_mirror.run,
                 self.guests.run,
                 self.fanout.run,
+                self.judge.run,
                 self.keeper.run,
                 self.heartbeat.run,
                 self.report.run,

@@ -52,8 +52,9 @@ class Rig:
         self.heard: list[Broadcast] = []
         self.feed.on_message = lambda broadcast, _: self.heard.append(broadcast)
         ring = Ring(bytes_max=64 * MIB, seconds=300, wal_bytes=128 * MIB)
-        catalog, access = Catalog(), TableAccess()
-        router = Router(catalog)
+        catalog = Catalog()
+        access = TableAccess(catalog)
+        router = Router(catalog, access.guard)
         self.pipeline = Pipeline(
             PipelineSettings(),
             catalog=catalog,

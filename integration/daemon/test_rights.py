@@ -26,7 +26,7 @@ def wish(table: str) -> dict[str, object]:
     ("who", "table", "words"),
     [
         ("anon", "open", ""),
-        ("anon", "secured", "row-level security is enabled on public.secured: role anon would have to bypass it"),
+        ("anon", "secured", "row-level security is enabled on public.secured and no policy lets role anon read it"),
         ("service_role", "secured", ""),
         ("anon", "closed", "permission denied for table public.closed as anon"),
         ("authenticated", "closed", ""),

@@ -1,4 +1,4 @@
-"""Rights are those that PostgreSQL would let a role read by, and RLS closes a table to all but who bypasses it."""
+"""Rights are those that PostgreSQL would let a role read by; policies come along with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from integration.fixtures.postgres import TestDatabase
 from walstream.shell.database.access import RoleFacts, TableRight, load_rights, load_roles
 
 SUFFIXES = ("reader", "other", "service", "root", "daemon", "inherits")
-OPEN, CLOSED, HIDDEN = TableRight(True, False), TableRight(False, False), TableRight(False, True)
+OPEN, CLOSED = TableRight(True), TableRight(False)
 
 
 @pytest.fixture
@@ -45,22 +45,39 @@ def test_who_may_select_sees_changes_and_who_bypasses_sees_all(
     any_database.execute(f"grant select on t to {roles['reader']}; grant select (a) on t to {roles['other']}")
     found = rights(facts, roles, "t")
     assert (found["reader"], found["inherits"]) == (OPEN, OPEN)
-    assert found["other"] == CLOSED, "a right to some columns is none to whole rows"
+    assert found["other"] == TableRight(True, frozenset({"a"}))
     any_database.execute(f"revoke select on t from {roles['reader']}; grant insert on t to {roles['reader']}")
     assert rights(facts, roles, "t")["reader"] == CLOSED
 
 
-def test_rls_closes_a_table_to_all_but_who_bypasses_it(
+def test_some_columns_are_enough_if_the_key_is_among_them(
+    any_database: TestDatabase, facts: PgConnection, roles: dict[str, str]
+) -> None:
+    any_database.execute(
+        "create table t (a int, b int, c int, primary key (a, b));"
+        f"grant select (a, c) on t to {roles['reader']}; grant select (a, b) on t to {roles['other']}"
+    )
+    found = rights(facts, roles, "t")
+    assert not found["reader"].allowed, "a row without its key is of no use"
+    assert found["other"] == TableRight(True, frozenset({"a", "b"}))
+    any_database.execute("alter table t drop column b cascade")
+    assert rights(facts, roles, "t")["reader"] == TableRight(True, frozenset({"a", "c"}))
+    assert rights(facts, roles, "t")["service"] == OPEN
+
+
+def test_policies_stand_before_all_but_who_bypasses_them(
     any_database: TestDatabase, facts: PgConnection, roles: dict[str, str]
 ) -> None:
     any_database.execute(
         f"create table t (a int); grant select on t to public; alter table t enable row level security;"
         f"create policy everyone on t using (true); alter table t owner to {roles['other']}"
     )
-    allowed = TableRight(True, True)
-    assert rights(facts, roles, "t") == {
-        "reader": HIDDEN, "other": HIDDEN, "service": allowed, "root": allowed, "daemon": HIDDEN, "inherits": HIDDEN
-    }  # fmt: skip
+    found = rights(facts, roles, "t")
+    assert {suffix for suffix, right in found.items() if right.protection is None} == {"other", "service", "root"}
+    assert all(right.allowed for right in found.values())
+    assert found["reader"].protection == found["daemon"].protection
+    any_database.execute("alter table t force row level security")
+    assert rights(facts, roles, "t")["other"].protection == found["reader"].protection
     any_database.execute("alter table t disable row level security")
     assert set(rights(facts, roles, "t").values()) == {OPEN}
 
@@ -90,7 +107,9 @@ def test_partitions_are_read_by_the_rights_of_their_root(
     any_database.execute("alter table parts.leaf enable row level security")
     assert rights(facts, roles, "leaf", "parts")["reader"] == OPEN
     any_database.execute("alter table root enable row level security")
-    assert rights(facts, roles, "leaf", "parts")["reader"] == HIDDEN
+    protection = rights(facts, roles, "leaf", "parts")["reader"].protection
+    assert protection is not None
+    assert (protection.schema, protection.table) == ("public", "root")
 
 
 def test_only_tables_have_rights(any_database: TestDatabase, facts: PgConnection, roles: dict[str, str]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from walstream.model import Operation
-from walstream.router.binding import ID_MAX, Binding, Event, first_id, next_id
+from walstream.policy import Viewer
+from walstream.router.binding import ID_MAX, Binding, Event, first_id, next_id, wire_ids
 from walstream.router.client_filter import parse_filter
 
 events: st.SearchStrategy[Event] = st.sampled_from(["INSERT", "UPDATE", "DELETE", "*"])
@@ -17,10 +19,11 @@ filters = st.sampled_from(
     [None, "id=eq.1", "id=eq.1,name=eq.a", "name=eq.a,id=eq.1", "or(id.eq.1,id.eq.2)", "id=in.(2,1)"]
 )
 bindings = st.builds(
-    lambda event, schema, table, text, select, visible, truncate: Binding(
-        event, schema, table, text and parse_filter(text), select, visible, truncate
+    lambda event, schema, table, text, select, truncate, viewer: Binding(
+        event, schema, table, text and parse_filter(text), select, truncate, viewer
     ),
-    events, names, names, filters, selects, selects, st.booleans(),
+    events, names, names, filters, selects, st.booleans(),
+    st.sampled_from([None, Viewer("anon", "{}"), Viewer("anon", '{"sub":"1"}'), Viewer("user", "{}")]),
 )  # fmt: skip
 
 
@@ -34,9 +37,18 @@ def test_ids_are_equal_exactly_for_equal_wishes(left: Binding, right: Binding) -
 
 def test_an_id_is_the_same_in_every_process() -> None:
     plain = Binding("*", "public", "todos").canonical()
-    assert first_id(plain) == 1462105601
+    assert first_id(plain) == 1582792961
     filtered = Binding("INSERT", "public", "todos", parse_filter("id=eq.1"), ("id",)).canonical()
-    assert first_id(filtered) == 437168278
+    assert first_id(filtered) == 2109641918
+
+
+@given(st.lists(bindings, max_size=5))
+def test_a_client_knows_its_bindings_by_ids_that_do_not_tell_who_looks(wishes: list[Binding]) -> None:
+    bare = [msgspec.structs.replace(each, viewer=None).canonical() for each in wishes]
+    ids = wire_ids(wishes)
+    assert ids == wire_ids(bare)
+    assert all((one == two) == (ids[i] == ids[j]) for i, one in enumerate(bare) for j, two in enumerate(bare))
+    assert all(first_id(one) == number for one, number in zip(bare, ids, strict=True))
 
 
 def test_the_order_of_conditions_and_columns_does_not_count() -> None:
@@ -53,7 +65,7 @@ def test_the_order_of_conditions_and_columns_does_not_count() -> None:
         Binding("*", "s", "x"),
         Binding("*", "s", "t", parse_filter("a=eq.1")),
         Binding("*", "s", "t", None, ()),
-        Binding("*", "s", "t", None, None, ()),
+        Binding("*", "s", "t", viewer=Viewer("r", "{}")),
         Binding("*", "s", "t", truncate=True),
     ],
 )

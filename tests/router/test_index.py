@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from tests.predicate.rows import COLUMNS, catalog, expressions, rows
 from walstream.model import Catalog, Change, Column, Operation, Relation, Row, TypeInfo
-from walstream.predicate import compile  # noqa: A004
+from walstream.policy import Ask, Guard, Sifted, Viewer
+from walstream.predicate import columns_of, compile  # noqa: A004
 from walstream.predicate.expression import Expression
 from walstream.router import Binding, Router, parse_filter
 from walstream.router.binding import Event, first_id, next_id
@@ -35,6 +37,32 @@ def binding(text: str = "", event: Event = "*", schema: str = "public", table: s
     return Binding(event, schema, table, parse_filter(text))
 
 
+VIEWERS = (Viewer("anon", "{}"), Viewer("user", '{"sub":"1"}'), Viewer("user", '{"sub":"2"}'))
+ASK = Ask("public", "things", "n > 0", (("n", "integer"),))
+guards: st.SearchStrategy[Guard] = st.one_of(
+    st.booleans(),
+    st.just(ASK),
+    st.sampled_from(["n=eq.1", "n=eq.2,t=eq.a", "or(n.eq.1,b.is.true)", "n=gt.1", "t=in.(a,b)"]).map(
+        lambda text: Sifted(some(parse_filter(text)), {})
+    ),
+)
+
+
+def some(expression: Expression | None) -> Expression:
+    assert expression is not None
+    return expression
+
+
+class Guards:
+    """What viewers see, which may change. Nothing, of what nothing was said of."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[Viewer, str], Guard] = {}
+
+    def __call__(self, viewer: Viewer, relation: Relation) -> Guard:
+        return self.known.get((viewer, relation.schema), False)
+
+
 def router(*bindings: Binding) -> Router:
     made = Router(catalog(THINGS, OTHERS))
     for each in bindings:
@@ -48,6 +76,21 @@ def matched(made: Router, change: Change) -> set[int]:
     return {each.id for each in found}
 
 
+def deciding(change: Change) -> Row | None:
+    new, old = change.new, change.old
+    if change.operation is Operation.DELETE or new is None:
+        return old if change.operation is Operation.DELETE else None
+    return tuple(cell if cell is not None or old is None else old[at] for at, cell in enumerate(new))
+
+
+def sees(guard: Guard, change: Change) -> bool:
+    """Whether a viewer may get a change, as far as it is known here. That a table was emptied is no row."""
+    row = deciding(change)
+    if not isinstance(guard, Sifted) or change.operation is Operation.TRUNCATE:
+        return bool(guard)
+    return row is not None and compile(guard.expression, change.relation, catalog(THINGS, OTHERS), {})(row) is True
+
+
 def wants(each: Binding, change: Change) -> bool:
     """What a binding means, without any index."""
     relation, operation = change.relation, change.operation
@@ -55,7 +98,7 @@ def wants(each: Binding, change: Change) -> bool:
         return False
     if each.expression is None or operation is Operation.TRUNCATE:
         return True
-    row = change.old if operation is Operation.DELETE else change.new
+    row = deciding(change)
     return row is not None and compile(each.expression, relation, catalog(THINGS, OTHERS), {})(row) is True
 
 
@@ -130,6 +173,77 @@ class Joins(RuleBasedStateMachine):
 
 
 TestJoins = Joins.TestCase
+
+
+class Looking(RuleBasedStateMachine):
+    """Bindings with viewers, whose sight and who they are changes; each gets what its own eyes may see."""
+
+    held = Bundle("held")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guards = Guards()
+        self.router = Router(catalog(THINGS, OTHERS), self.guards)
+        self.wishes: list[Binding] = []
+
+    @rule(target=held, each=bindings, viewer=st.none() | st.sampled_from(VIEWERS))
+    def join(self, each: Binding, viewer: Viewer | None) -> int:
+        wish = msgspec.structs.replace(each, viewer=viewer).canonical()
+        self.wishes.append(wish)
+        return self.router.add(wish, {})
+
+    @rule(number=consumes(held))
+    def leave(self, number: int) -> None:
+        self.wishes.remove(self.router[number].canonical())
+        self.router.remove(number)
+
+    @rule(target=held, number=consumes(held), viewer=st.none() | st.sampled_from(VIEWERS))
+    def look_as(self, number: int, viewer: Viewer | None) -> int:
+        wish = self.router[number].canonical()
+        self.wishes.remove(wish)
+        self.wishes.append(msgspec.structs.replace(wish, viewer=viewer))
+        other = self.router.look_as(number, viewer)
+        self.router.remove(number)
+        return other
+
+    @rule(viewer=st.sampled_from(VIEWERS), schema=st.sampled_from(["public", "app"]), guard=guards)
+    def reguard(self, viewer: Viewer, schema: str, guard: Guard) -> None:
+        self.guards.known[viewer, schema] = guard
+        self.router.reguard([(schema, "things")])
+
+    @rule(change=changes)
+    def change(self, change: Change) -> None:
+        found = self.router.match(change)
+        expected = [
+            each
+            for each in set(self.wishes)
+            if wants(each, change) and (each.viewer is None or sees(self.guards(each.viewer, change.relation), change))
+        ]
+        assert {each.canonical() for each in found} == set(expected)
+        everyone = self.router.everyone(change.relation, change.operation)
+        assert everyone is None or {each.id for each in everyone} == {each.id for each in found}
+        view = self.router.view(change.relation)
+        for each in found:
+            guard = True if each.viewer is None else self.guards(each.viewer, change.relation)
+            sight = view.sights.get(each.id)
+            assert (sight is not None) == (each.viewer is not None)
+            assert (sight is not None and sight.ask is not None) == isinstance(guard, Ask)
+            assert (sight is not None and sight.sees is not None) == isinstance(guard, Sifted)
+            if isinstance(guard, Ask):
+                assert everyone is None
+        looked_at = {
+            change.relation.positions[name]
+            for each in self.wishes
+            if each.viewer is not None
+            and each.schema in ("*", change.relation.schema)
+            and each.table in ("*", "things")
+            and isinstance(guard := self.guards(each.viewer, change.relation), Sifted)
+            for name in columns_of(guard.expression)
+        }
+        assert set(view.sifted) == looked_at
+
+
+TestLooking = Looking.TestCase
 
 
 @given(st.lists(bindings, max_size=8), st.lists(changes, max_size=4))

@@ -13,7 +13,9 @@ from walstream.lsn import Lsn
 from walstream.model import Change, Operation, Relation, Snapshot, Transaction
 from walstream.protocol.shapes import Shape
 from walstream.router import Binding, Router, parse_filter
-from walstream.shell.delivery.fanout import AudienceKey, Fanout
+from walstream.shell.database.access import TableRight
+from walstream.shell.delivery.audience import AudienceKey
+from walstream.shell.delivery.fanout import Fanout
 from walstream.shell.delivery.outbox import Outbox
 
 
@@ -89,8 +91,17 @@ class Roles:
     def __init__(self, *roles: str) -> None:
         self.roles = set(roles)
 
-    def allowed(self, role: str, relation: Relation) -> bool:
+    def is_open(self, role: str, relation: Relation) -> bool:
         return role in self.roles
+
+    def right(self, role: str, relation: Relation) -> TableRight:
+        return TableRight(role in self.roles)
+
+
+def is_clean(fanout: Fanout) -> bool:
+    """Whether nothing is left of any member."""
+    members = fanout._members
+    return not any((members._audiences, members._of_outbox, members.by_binding, members.joining, members.waiting))
 
 
 BEFORE = Snapshot(3, 3, frozenset(), 0, 0, 1.0)

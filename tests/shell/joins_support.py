@@ -11,7 +11,7 @@ from unittest import mock
 import trio
 
 from tests.predicate.rows import COLUMNS
-from tests.shell.fanout_support import Got, Wire, got
+from tests.shell.fanout_support import Got, Wire, got, is_clean
 from walstream.auth.tokens import Claims
 from walstream.capture.plan import Plan, subscription_row
 from walstream.channel.effects import SUBSCRIBED, Accepted, JoinOutcome, JoinRequest, Refused
@@ -21,6 +21,7 @@ from walstream.errors import DatabaseUnreachable
 from walstream.history.ring import Ring
 from walstream.lsn import Lsn
 from walstream.model import Catalog, Change, Column, Operation, Relation, RelationInfo, Snapshot, Transaction, TypeInfo
+from walstream.policy import Protection
 from walstream.router import Router
 from walstream.shell.clients import joins as joins_module
 from walstream.shell.clients.joins import LOST, Joins
@@ -43,7 +44,7 @@ class World:
         self.roles = dict.fromkeys(roles or ("reader", "writer"), USER)
         self.tables: dict[Table, RelationInfo] = {}
         self.granted: set[tuple[str, str, str]] = set()
-        self.secured: set[Table] = set()
+        self.secured: dict[Table, Protection] = {}
         self.subscriptions: set[str] = set()
         self.casts: dict[tuple[int, str], bytes | str] = {}
         self.xid = 100
@@ -114,7 +115,7 @@ class World:
     ) -> dict[tuple[str, str, str], TableRight]:
         self.asked.append(f"rights of {sorted(roles)} to {sorted(tables)}")
         return {
-            (role, *table): TableRight((role, *table) in self.granted, table in self.secured)
+            (role, *table): TableRight((role, *table) in self.granted, protection=self.secured.get(table))
             for role in roles
             for table in tables
             if role in self.roles and table in self.tables
@@ -209,9 +210,9 @@ class Rig:
     def __init__(self, world: World | None = None) -> None:
         self.world = world or World()
         self.catalog = Catalog()
-        self.router = Router(self.catalog)
         self.ring = Ring(bytes_max=1 << 30, seconds=1e9, wal_bytes=1 << 60)
-        self.access = TableAccess()
+        self.access = TableAccess(self.catalog)
+        self.router = Router(self.catalog, self.access.guard)
         self.fanout = Fanout(self.router, self.ring, self.access)
         self.reader: ReaderState = "streaming"
         self.joins = Joins(
@@ -259,6 +260,5 @@ class Rig:
     def is_clean(self) -> bool:
         """Whether nothing is left of any join."""
         held = [getattr(self.joins, name) for name in ("_asked", "_unanswered", "_moving", "_joined", "_lost")]
-        held += [getattr(self.fanout, name) for name in ("_memberships", "_audiences", "_by_binding", "_joining")]
-        held += [self.router.faults, self.access.roles, self.access.rights, self.access._allowed]
-        return not len(self.router) and not any(held)
+        held += [self.router.faults, self.access.roles, self.access.rights, self.access._open]
+        return not len(self.router) and not any(held) and is_clean(self.fanout)

@@ -5,12 +5,13 @@ How a table's bindings are arranged is in ``lanes``; who is behind a binding is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Final, TypeAlias
 
 import msgspec
 
-from walstream.model import Catalog, Change, Column, Operation, Relation
+from walstream.model import Catalog, CatalogMiss, Change, Column, Operation, Relation, Row
+from walstream.policy import Guard, Viewer
 from walstream.predicate import Literals
 from walstream.predicate.expression import Compare, InList, IsDistinct, leaves
 from walstream.router.binding import ANY, Binding, first_id, next_id
@@ -21,6 +22,14 @@ STATES_PER_TABLE: Final = 4
 
 PARTITIONS_MAX: Final = 4096
 """Partitions of one table that are kept ready; dropped ones go when newer ones come."""
+
+
+Guards: TypeAlias = Callable[[Viewer, Relation], Guard]
+"""What a viewer may see of a relation. May raise CatalogMiss."""
+
+
+def _closed(viewer: Viewer, relation: Relation) -> Guard:
+    return False
 
 
 class _Entry(msgspec.Struct):
@@ -36,11 +45,13 @@ class Router:
     """Matches changes with bindings, in time that does not depend on the bindings that do not match.
 
     ``faults``: (binding id, schema, table) → why the binding's filter does not fit the table as it is now; it matches
-    nothing there. The shell takes them with ``drain_faults``.
+    nothing there. The shell takes them with ``drain_faults``. ``guards``: asked for bindings with a viewer, once per
+    table and again after ``reguard``.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, guards: Guards = _closed) -> None:
         self._catalog = catalog
+        self._guards = guards
         self._entries: dict[int, _Entry] = {}
         self._by_wish: dict[Binding, list[_Entry]] = {}
         self._by_table: dict[tuple[str, str], dict[int, _Entry]] = {}
@@ -80,6 +91,20 @@ class Router:
         entry.holders += 1
         return entry.binding.id
 
+    def look_as(self, binding_id: int, viewer: Viewer | None) -> int:
+        """Hold the same binding, with the same literals, for another viewer; its id. Raises KeyError."""
+        entry = self._entries[binding_id]
+        return self.add(msgspec.structs.replace(entry.wish, viewer=viewer), entry.literals)
+
+    def reguard(self, tables: Collection[tuple[str, str]]) -> None:
+        """Ask anew what viewers may see of these tables."""
+        for table in tables:
+            for view in self._shapes.get(table, {}).values():
+                for entry in self._concerned(table):
+                    if entry.wish.viewer is not None:
+                        view.drop(entry.binding.id)
+                        self._put(entry, view)
+
     def _free_id(self, wish: Binding) -> int:
         number = first_id(wish)
         while number in self._entries:
@@ -117,12 +142,17 @@ class Router:
         if view is None:
             view = self._view(change.relation)
         operation = change.operation
-        return view.lanes[operation].match(change.old if operation is Operation.DELETE else change.new)
+        return view.lanes[operation].match(change.new if operation is Operation.INSERT else deciding_row(change))
+
+    def view(self, relation: Relation) -> View:
+        """The bindings that concern a relation."""
+        return self._views.get(relation) or self._view(relation)
 
     def everyone(self, relation: Relation, operation: Operation) -> Sequence[Binding] | None:
-        """What ``match`` says of every such change of a table; None if that depends on the row."""
-        lane = (self._views.get(relation) or self._view(relation)).lanes[operation]
-        return None if lane.looks_at_rows else lane.everyone
+        """Who gets every such change of a table; None if that depends on the row."""
+        view = self._views.get(relation) or self._view(relation)
+        lane = view.lanes[operation]
+        return None if lane.looks_at_rows or view.asks else lane.everyone
 
     def drain_faults(self) -> dict[tuple[int, str, str], str]:
         """The faults since the last call."""
@@ -142,12 +172,16 @@ class Router:
         view = shapes.get(relation.columns)
         if view is None:
             view = shapes[relation.columns] = View(relation, self._catalog)
-            for key in (table, (relation.schema, ANY), (ANY, relation.name), (ANY, ANY)):
-                for entry in self._by_table.get(key, {}).values():
-                    self._put(entry, view)
+            for entry in self._concerned(table):
+                self._put(entry, view)
         view.users += 1
         siblings[relation] = self._views[relation] = view
         return view
+
+    def _concerned(self, table: tuple[str, str]) -> Iterator[_Entry]:
+        schema, name = table
+        for key in (table, (schema, ANY), (ANY, name), (ANY, ANY)):
+            yield from self._by_table.get(key, {}).values()
 
     def _forget(self, relation: Relation) -> None:
         view = self._views.pop(relation)
@@ -174,12 +208,28 @@ class Router:
             self.faults.pop((entry.binding.id, view.relation.schema, view.relation.name), None)
 
     def _put(self, entry: _Entry, view: View) -> None:
-        fault = view.put(entry.binding, entry.literals)
+        viewer = entry.wish.viewer
+        try:
+            guard = True if viewer is None else self._guards(viewer, view.relation)
+            fault = view.put(entry.binding, entry.literals, guard)
+        except CatalogMiss as miss:
+            fault = f"the types {sorted(miss.types)} are not known yet"
         key = (entry.binding.id, view.relation.schema, view.relation.name)
         if fault:
             self.faults[key] = fault
         else:
             self.faults.pop(key, None)
+
+
+def deciding_row(change: Change) -> Row | None:
+    """The row by which it is decided who gets a change: the newest that there is. None for a TRUNCATE."""
+    if change.operation is Operation.DELETE:
+        return change.old
+    new, old = change.new, change.old
+    if old is not None and new is not None and None in new:
+        # Unchanged TOASTed values are in the old row, if REPLICA IDENTITY FULL puts it into the WAL.
+        return tuple([before if after is None else after for after, before in zip(new, old, strict=True)])
+    return new
 
 
 def _own_literals(wish: Binding, literals: Literals) -> dict[tuple[int, str], bytes | str]:

@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 
 from walstream.errors import FilterError
 from walstream.model import Catalog, CatalogMiss, Operation, Relation, Row
-from walstream.predicate import Compiler, Expression, Literals, Predicate
+from walstream.policy import Ask, Guard, Sifted
+from walstream.predicate import Compiler, Expression, Literals, Predicate, columns_of
 from walstream.predicate.compile import NULL
 from walstream.predicate.expression import And, Compare, InList, Or
 from walstream.predicate.types import UNREADABLE, Key
@@ -131,36 +132,82 @@ class Lane:
         return found
 
 
+class Sight(NamedTuple):
+    """What one binding with a viewer sees of a table, beside its own filter.
+
+    ``ask``: PostgreSQL has to say which rows. ``sees``: the policies as a function of a row, where they are a filter
+    that the lanes apply to the row that decides; None where every row is seen, or ``ask`` is there.
+    """
+
+    ask: Ask | None = None
+    sees: Predicate | None = None
+
+
 class View:
-    """All bindings that concern one state of a table's definition, compiled for it."""
+    """All bindings that concern one state of a table's definition, compiled for it.
+
+    ``sights``: by the ids of bindings with a viewer. ``sifted``: positions of the columns that their policies look at,
+    with the number of bindings for each: a row without one of these is in doubt.
+    """
 
     def __init__(self, relation: Relation, catalog: Catalog) -> None:
         self.relation = relation
         self.users = 0
         self._catalog = catalog
         self.lanes: Final[Mapping[Operation, Lane]] = {operation: Lane() for operation in Operation}
+        self.sights: dict[int, Sight] = {}
+        self.sifted: dict[int, int] = {}
+        self._looks: dict[int, tuple[int, ...]] = {}
+        self._asking = 0
 
-    def put(self, binding: Binding, literals: Literals) -> str:
-        """Take the binding in. Returns why it cannot match any row here, or ""."""
-        operations = [operation for operation in Operation if binding.wants(operation)]
-        if binding.expression is None:
-            for operation in operations:
-                self.lanes[operation].put_plain(binding)
+    @property
+    def asks(self) -> bool:
+        """Whether PostgreSQL has to say for any binding which rows it gets."""
+        return self._asking > 0
+
+    def put(self, binding: Binding, literals: Literals, guard: Guard) -> str:
+        """Take the binding in. ``guard``: what its viewer may see. Returns why it cannot match any row here, or ""."""
+        if guard is False:
             return ""
-        if Operation.TRUNCATE in operations:
-            operations.remove(Operation.TRUNCATE)  # it has no row that a filter could look at
-            self.lanes[Operation.TRUNCATE].put_plain(binding)
+        operations = [operation for operation in Operation if binding.wants(operation)]
+        expression = binding.expression
+        if isinstance(guard, Sifted):
+            literals = {**literals, **guard.literals}
+            expression = guard.expression if expression is None else And((expression, guard.expression))
         compiler = Compiler(self.relation, self._catalog, literals)
         try:
-            check = compiler.predicate(binding.expression)
-            ways = [self._way(cover, compiler) for cover in covers(binding.expression, compiler)]
+            sight = self._sight(guard, compiler)
+            check = ways = None
+            if expression is not None:
+                check = compiler.predicate(expression)
+                ways = [self._way(cover, compiler) for cover in covers(expression, compiler)]
         except FilterError as error:
             return error.message
         except CatalogMiss as miss:
             return f"the types {sorted(miss.types)} are not known yet"
+        if binding.viewer is not None:
+            self._see(binding.id, sight, guard)
         for operation in operations:
-            self.lanes[operation].put(binding, check, ways)
+            # A TRUNCATE has no row that a filter could look at.
+            if check is None or ways is None or operation is Operation.TRUNCATE:
+                self.lanes[operation].put_plain(binding)
+            else:
+                self.lanes[operation].put(binding, check, ways)
         return ""
+
+    def _sight(self, guard: Guard, compiler: Compiler) -> Sight:
+        if isinstance(guard, Sifted):
+            return Sight(sees=compiler.predicate(guard.expression))
+        return Sight(ask=guard if isinstance(guard, Ask) else None)
+
+    def _see(self, binding_id: int, sight: Sight, guard: Guard) -> None:
+        self.sights[binding_id] = sight
+        self._asking += sight.ask is not None
+        if isinstance(guard, Sifted):
+            looks = tuple(self.relation.positions[name] for name in columns_of(guard.expression))
+            self._looks[binding_id] = looks
+            for position in looks:
+                self.sifted[position] = self.sifted.get(position, 0) + 1
 
     def _way(self, cover: _Cover, compiler: Compiler) -> _Way:
         check = None if cover.rest is None else compiler.predicate(cover.rest)
@@ -170,6 +217,12 @@ class View:
         """Forget a binding."""
         for lane in self.lanes.values():
             lane.drop(binding_id)
+        sight = self.sights.pop(binding_id, None)
+        self._asking -= sight is not None and sight.ask is not None
+        for position in self._looks.pop(binding_id, ()):
+            self.sifted[position] -= 1
+            if not self.sifted[position]:
+                del self.sifted[position]
 
 
 def covers(expression: Expression, compiler: Compiler) -> Iterable[_Cover]:

@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.predicate.rows import COLUMNS, TABLE, catalog
+from walstream.auth.tokens import Claims
 from walstream.capture.plan import Plan, subscription_row
 from walstream.channel.join import ChangeItem, parse_join
 from walstream.channel.topic import parse_topic
 from walstream.model import CatalogMiss, Column, Relation
+from walstream.policy import Policy, Protection, Viewer
+from walstream.router import Binding
 from walstream.shell.clients import join_check
 from walstream.shell.clients.join_check import Facts, ItemProblem, Wish
 from walstream.shell.database.access import RoleFacts, TableRight
@@ -21,10 +24,22 @@ from walstream.shell.database.access import RoleFacts, TableRight
 OTHER = Relation("public", "others", (Column("n", 23, "int4"), Column("x", 25, "text")), ("n",))
 CATALOG = catalog(TABLE, OTHER)
 USER = RoleFacts(bypasses_rls=False, superuser=False, member=True)
-GRANTED = {("anon", "public", name): TableRight(True, False) for name in ("things", "others")}
+GRANTED = {("anon", "public", name): TableRight(True) for name in ("things", "others")}
 TABLES = {("public", each.name): each for each in (TABLE, OTHER)}
 UNABLE = "Unable to subscribe to changes with given parameters. "
+RESTRICTIVE = Policy("r", permissive=False, condition="true", columns=())
+SHUT = Protection("public", "things", (RESTRICTIVE,))
+GUARDED = Protection("public", "things", (RESTRICTIVE, Policy("p", True, "true", ())))
 EXCEPTION = UNABLE + "An exception happened so please check your connect parameters: "
+
+
+def right(**members: Any) -> dict[tuple[str, str, str], TableRight]:
+    return {("anon", "public", "things"): TableRight(True, **members)}
+
+
+def bound(given: Wish, known: Facts, *, role: str = "anon", truncate: bool = False) -> Binding:
+    (found,) = join_check.bindings([given], Claims(role, json='{"sub":"1"}'), known, CATALOG, truncate=truncate)
+    return found
 
 
 def facts(**changes: Any) -> Facts:
@@ -39,14 +54,12 @@ def wish(**members: Any) -> Wish:
 
 def refused(given_wish: Wish, known: Facts) -> str:
     with pytest.raises(ItemProblem) as problem:
-        join_check.binding(given_wish, "anon", known, CATALOG, truncate=False)
+        bound(given_wish, known)
     return problem.value.message
 
 
 def test_what_is_allowed_becomes_a_binding() -> None:
-    found = join_check.binding(
-        wish(event="UPDATE", filter="n=eq.1", select=("t",)), "anon", facts(), CATALOG, truncate=True
-    )
+    found = bound(wish(event="UPDATE", filter="n=eq.1", select=("t",)), facts(), truncate=True)
     assert (found.event, found.schema, found.table, found.select) == ("UPDATE", "public", "things", ("t",))
     assert found.truncate
     assert found.expression is not None
@@ -59,7 +72,9 @@ def test_what_is_allowed_becomes_a_binding() -> None:
         ({}, {"roles": {"anon": USER._replace(superuser=True)}}, "role anon is not open to clients"),
         ({}, {"roles": {"anon": USER._replace(member=False)}}, "role anon is not open to clients"),
         ({}, {"rights": {}}, "permission denied for table public.things as anon"),
-        ({}, {"rights": {("anon", "public", "things"): TableRight(False, True)}}, "row-level security is enabled"),
+        ({}, {"rights": right(protection=SHUT)}, "no policy lets role anon read it"),
+        ({"filter": "t=eq.a"}, {"rights": right(columns=frozenset({"n"}))}, "invalid column for filter t"),
+        ({"select": ("n", "t")}, {"rights": right(columns=frozenset({"n"}))}, "invalid column for select t"),
         ({"filter": "nope=eq.1"}, {}, "invalid column for filter nope"),
         ({"select": ("nope",)}, {}, "invalid column for select nope"),
         ({"table": "*", "filter": "t=eq.1"}, {}, "invalid column for filter t"),
@@ -93,9 +108,23 @@ def test_the_words_are_supabases() -> None:
 
 
 def test_a_wildcard_needs_one_table_that_is_allowed_and_is_held_to_no_other() -> None:
-    known = facts(rights={("anon", "public", "others"): TableRight(True, False)})
-    found = join_check.binding(wish(table="*", filter="x=eq.1"), "anon", known, CATALOG, truncate=False)
+    known = facts(rights={("anon", "public", "others"): TableRight(True)})
+    found = bound(wish(table="*", filter="x=eq.1"), known)
     assert (found.schema, found.table) == ("public", "*")
+
+
+def test_row_level_security_on_one_table_gives_all_items_of_a_join_a_viewer() -> None:
+    known = facts(rights={**GRANTED, **right(protection=GUARDED)})
+    items = [wish(table="others"), wish(table="things"), wish(table="*")]
+    claims = Claims("anon", json='{"sub":"1"}')
+    found = join_check.bindings(items, claims, known, CATALOG, truncate=False)
+    assert {binding.viewer for binding in found} == {Viewer("anon", '{"sub":"1"}')}
+    assert [binding.viewer for binding in join_check.bindings(items[:1], claims, known, CATALOG, truncate=False)] == [
+        None
+    ]
+    # A table that shows nobody anything is no part of a wildcard.
+    known = facts(rights={**GRANTED, **right(protection=SHUT)})
+    assert bound(wish(table="*"), known).viewer is None
 
 
 def test_columns_that_are_not_captured_are_not_there() -> None:
@@ -129,7 +158,7 @@ def test_any_item_is_had_or_refused(items: list[dict[str, Any]], role: str) -> N
         for each in join_check.read(config.items):
             needed = join_check.needed([each], TABLES, CATALOG)
             known = facts(literals=dict.fromkeys(needed, b'"x"'))
-            found = join_check.binding(each, role, known, CATALOG, truncate=False)
+            found = bound(each, known, role=role)
             assert role == "anon"
             assert (found.schema, found.table) == (each.schema, each.table)
             for column in found.select or ():

@@ -5,45 +5,45 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from walstream.model import Relation
+from walstream.model import Catalog, Relation
 from walstream.shell.database.access import ABSENT_MAX, Rights, TableAccess, TableRight
 
-YES, NO = TableRight(True, False), TableRight(False, True)
+YES, NO = TableRight(True), TableRight(False)
 THINGS = Relation("public", "things", ())
 KEY = ("public", "things")
 
 
 def test_what_was_not_asked_is_not_allowed() -> None:
-    access = TableAccess()
+    access = TableAccess(Catalog())
     access.enter("anon")
-    assert not access.allowed("anon", THINGS)
+    assert not access.is_open("anon", THINGS)
     assert not access.knows("anon", *KEY)
 
 
 def test_an_answer_counts_for_its_pair_alone() -> None:
-    access = TableAccess()
+    access = TableAccess(Catalog())
     access.enter("anon")
     access.enter("authenticated")
     access.update({("anon", *KEY): YES}, ["anon"], [KEY])
-    assert access.allowed("anon", THINGS)
+    assert access.is_open("anon", THINGS)
     assert access.knows("anon", *KEY)
-    assert not access.allowed("authenticated", THINGS)
+    assert not access.is_open("authenticated", THINGS)
     assert not access.knows("authenticated", *KEY)
-    assert not access.allowed("anon", Relation("public", "others", ()))
-    assert not access.allowed("anon", Relation("other", "things", ()))
+    assert not access.is_open("anon", Relation("public", "others", ()))
+    assert not access.is_open("anon", Relation("other", "things", ()))
 
 
 def test_revoked_and_dropped_tables_are_forbidden_by_the_next_answer() -> None:
     for answer in ({("anon", *KEY): NO}, {}):
-        access = TableAccess()
+        access = TableAccess(Catalog())
         access.enter("anon")
         access.update({("anon", *KEY): YES}, ["anon"], [KEY])
         access.update(answer, ["anon"], [KEY])
-        assert not access.allowed("anon", THINGS)
+        assert not access.is_open("anon", THINGS)
 
 
 def test_names_that_clients_make_up_are_remembered_in_bounds() -> None:
-    access = TableAccess()
+    access = TableAccess(Catalog())
     access.enter("anon")
     access.update({("anon", *KEY): YES}, ["anon"], [KEY])
     access.update({}, ["gone"], [KEY])  # a role that does not exist tells nothing of the table
@@ -57,18 +57,18 @@ def test_names_that_clients_make_up_are_remembered_in_bounds() -> None:
 
 
 def test_nothing_of_a_role_stays_when_its_last_channel_has_gone() -> None:
-    access = TableAccess()
+    access = TableAccess(Catalog())
     access.enter("anon")
     access.enter("anon")
     access.update({("anon", *KEY): YES}, ["anon"], [KEY])
     access.left("anon")
-    assert access.allowed("anon", THINGS)
+    assert access.is_open("anon", THINGS)
     access.left("anon")
-    assert not access.allowed("anon", THINGS)
+    assert not access.is_open("anon", THINGS)
     assert not access.knows("anon", *KEY)
     assert (access.roles, access.rights) == ({}, {})
     access.enter("anon")
-    assert not access.allowed("anon", THINGS)
+    assert not access.is_open("anon", THINGS)
 
 
 ROLES = ("a", "b", "c")
@@ -80,7 +80,7 @@ class Asking(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.access = TableAccess()
+        self.access = TableAccess(Catalog())
         self.joined: dict[str, int] = {}
         self.answers: dict[tuple[str, str, str], bool] = {}
 
@@ -92,7 +92,7 @@ class Asking(RuleBasedStateMachine):
                 allowed = data.draw(st.sampled_from([True, False, None]))
                 self.answers[role, schema, table] = bool(allowed)
                 if allowed is not None:
-                    rights[role, schema, table] = TableRight(allowed, not allowed)
+                    rights[role, schema, table] = TableRight(allowed)
         self.access.update(rights, roles, tables)
 
     @rule(role=st.sampled_from(ROLES))
@@ -113,7 +113,7 @@ class Asking(RuleBasedStateMachine):
     def allowed_is_what_was_answered_last(self) -> None:
         for role in ROLES:
             for schema, table in TABLES:
-                allowed = self.access.allowed(role, Relation(schema, table, ()))
+                allowed = self.access.is_open(role, Relation(schema, table, ()))
                 assert allowed is self.answers.get((role, schema, table), False)
                 # A refresh of everything that is known reaches whatever is allowed.
                 assert not allowed or (schema, table) in self.access.tables

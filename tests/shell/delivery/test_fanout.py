@@ -9,10 +9,11 @@ import trio
 import trio.testing
 
 from tests.shell.edge_support import read_all, socket_pair
-from tests.shell.fanout_support import BEFORE, Rig, Wire, changes, got, outbox, payloads
+from tests.shell.fanout_support import BEFORE, Rig, Wire, changes, got, is_clean, outbox, payloads
 from tests.support import run
 from walstream.model import Snapshot
 from walstream.shell.delivery import fanout as fanout_module
+from walstream.shell.delivery import frames as frames_module
 from walstream.shell.delivery.outbox import Outbox
 
 
@@ -35,7 +36,7 @@ async def until_half(wire: Wire) -> None:
 @pytest.fixture
 def slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanout_module, "SLICE_CHANGES", 3)
-    monkeypatch.setattr(fanout_module, "SLICE_SOCKETS", 2)
+    monkeypatch.setattr(frames_module, "SLICE_SOCKETS", 2)
 
 
 def test_a_frame_is_made_once_per_audience_and_written_once_per_tick() -> None:
@@ -222,10 +223,7 @@ def test_nothing_is_delivered_after_a_leave_and_forgotten_audiences_cost_nothing
     rig.route(2)
     flush(rig)
     assert len(wire.data) == size
-    assert not rig.fanout._audiences
-    assert not rig.fanout._by_binding
-    assert not rig.fanout._memberships
-    assert not rig.fanout._joining
+    assert is_clean(rig.fanout)
 
 
 def test_a_sliced_write_is_overtaken_by_nothing(slices: None) -> None:

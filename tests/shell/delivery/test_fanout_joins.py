@@ -19,7 +19,8 @@ from tests.shell.fanout_support import Got, Rig, Wire, changes, got, outbox
 from tests.support import run
 from walstream.model import Change, Snapshot
 from walstream.shell.delivery import fanout as fanout_module
-from walstream.shell.delivery.fanout import Member
+from walstream.shell.delivery import frames as frames_module
+from walstream.shell.delivery.audience import Member
 
 ROLES = ("reader", "other")
 SOCKETS = 6
@@ -240,6 +241,6 @@ def test_every_live_transaction_is_delivered_exactly_once(moving: bool, script: 
         script = [step for step in script if step[0] != "move"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fanout_module, "SLICE_CHANGES", 2)
-        patch.setattr(fanout_module, "SLICE_SOCKETS", 1)
+        patch.setattr(frames_module, "SLICE_SOCKETS", 1)
         world = run(play, script)
     world.check()

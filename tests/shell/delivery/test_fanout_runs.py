@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,8 +32,7 @@ def routed(changes: tuple[Change, ...], topics: int, wanted: list[str], select: 
     rig.route(0)  # settles the joins
     sequence, transaction = rig.append(changes)
     rig.fanout.route(sequence, transaction, spilled=False)
-    for audience in list(rig.fanout._dirty):
-        rig.fanout._drain(audience)
+    trio.run(rig.fanout.flush)
     return [wire.data for wire in wires]
 
 
@@ -53,7 +53,7 @@ def test_a_run_takes_the_short_road_where_everybody_gets_all() -> None:
     rig.fanout.join(outbox(Wire()), rig.key(rig.binding()), BEFORE, rig.ring.next_sequence)
     rig.route(0)
     _, transaction = rig.append(inserts([(b"1", b"null", b"true")] * 3))
-    assert rig.fanout._route_run(transaction.changes, rig.fanout._text(transaction))
+    assert rig.fanout._route_run(transaction.changes, rig.fanout._routing(transaction).text)
 
 
 def test_a_row_that_is_too_large_or_has_gaps_goes_the_general_road() -> None:
@@ -63,4 +63,4 @@ def test_a_row_that_is_too_large_or_has_gaps_goes_the_general_road() -> None:
     rig.route(0)
     for odd in (b'"%b"' % (b"x" * 500), None):
         _, transaction = rig.append(inserts([(b"1", b"null", b"true"), (b"2", odd, b"true")]))
-        assert not rig.fanout._route_run(transaction.changes, rig.fanout._text(transaction))
+        assert not rig.fanout._route_run(transaction.changes, rig.fanout._routing(transaction).text)

@@ -41,7 +41,8 @@ from walstream.shell.database import plan_source
 from walstream.shell.database.access import TableAccess, TableRight
 from walstream.shell.database.plan_source import LoadedPlan
 from walstream.shell.database.postgres import Database
-from walstream.shell.delivery.fanout import AudienceKey, Fanout
+from walstream.shell.delivery.audience import AudienceKey
+from walstream.shell.delivery.fanout import Fanout
 from walstream.shell.wal import pipeline as pipeline_module
 from walstream.shell.wal.pipeline import MISSES_MAX, Pipeline, PipelineSettings
 from walstream.shell.wal.publication_keeper import PublicationKeeper
@@ -92,7 +93,7 @@ class Rig:
         self.catalog = catalog()
         self.router = Router(self.catalog)
         self.ring = Ring(bytes_max=1 << 20, seconds=1e9, wal_bytes=1 << 60)
-        self.access = TableAccess()
+        self.access = TableAccess(self.catalog)
         self.fanout = Fanout(self.router, self.ring, self.access)
         self.records: list[Record | CatalogMiss | None] = []
         self.returned: list[bytes] = []
@@ -148,7 +149,7 @@ class Rig:
         self, _: object, roles: Collection[str], tables: Collection[tuple[str, str]]
     ) -> dict[tuple[str, str, str], TableRight]:
         self.rights.append((sorted(roles), sorted(tables)))
-        return {(role, *table): TableRight(True, False) for role in roles for table in tables}
+        return {(role, *table): TableRight(True) for role in roles for table in tables}
 
     def _cast(self, _: object, literals: frozenset[tuple[int, str]], catalog: Catalog) -> dict[Any, Any]:
         self.casts.append(literals)
@@ -441,7 +442,7 @@ def test_a_role_that_comes_while_rights_are_asked_for_is_asked_for_too() -> None
         rig.on_trip = enter
         await rig.transaction(insert())
         assert rig.rights[-1] == (["late", "reader"], [("public", "things")])
-        assert rig.access.allowed("late", TABLE)
+        assert rig.access.is_open("late", TABLE)
 
     scene(main, "public.things")
 
@@ -451,7 +452,7 @@ def test_a_role_that_leaves_while_rights_are_asked_for_is_not_brought_back() -> 
         rig.on_trip = lambda: rig.access.left("reader")
         await rig.transaction(insert())
         assert not rig.access.rights
-        assert not rig.access.allowed("reader", TABLE)
+        assert not rig.access.is_open("reader", TABLE)
 
     scene(main, "public.things")
 

@@ -10,10 +10,12 @@ from typing import Final, NamedTuple, cast
 
 import msgspec
 
+from walstream.auth.tokens import Claims
 from walstream.capture.plan import Plan
 from walstream.channel.join import ChangeItem
 from walstream.errors import ClientError, FilterError
 from walstream.model import Catalog, Relation
+from walstream.policy import Viewer
 from walstream.predicate import Expression, Literals, compile, literals_needed  # noqa: A004
 from walstream.predicate.expression import (
     Compare,
@@ -28,7 +30,7 @@ from walstream.predicate.expression import (
     leaves,
 )
 from walstream.router import ANY, Binding, Event, parse_filter
-from walstream.shell.database.access import Rights, RoleFacts
+from walstream.shell.database.access import Rights, RoleFacts, TableRight
 
 Table = tuple[str, str]
 
@@ -98,7 +100,7 @@ def captured(relation: Relation, plan: Plan) -> Relation | None:
 
 
 def needed(wishes: Iterable[Wish], tables: Mapping[Table, Relation], catalog: Catalog) -> set[tuple[int, str]]:
-    """Literals that PostgreSQL has to cast before ``binding``. Raises CatalogMiss."""
+    """Literals that PostgreSQL has to cast before ``bindings``. Raises CatalogMiss."""
     found: set[tuple[int, str]] = set()
     for wish in wishes:
         if wish.expression is not None:
@@ -108,22 +110,41 @@ def needed(wishes: Iterable[Wish], tables: Mapping[Table, Relation], catalog: Ca
     return found
 
 
-def binding(wish: Wish, role: str, facts: Facts, catalog: Catalog, *, truncate: bool) -> Binding:
-    """The binding of an item. Raises ItemProblem, CatalogMiss."""
+def bindings(
+    wishes: Iterable[Wish], claims: Claims, facts: Facts, catalog: Catalog, *, truncate: bool
+) -> list[Binding]:
+    """The bindings of a join's items. Raises ItemProblem, CatalogMiss.
+
+    They have a viewer, all of them, where row-level security chooses the rows of any table that they mean.
+    """
+    found, is_protected = [], False
+    for wish in wishes:
+        for right in _checked(wish, claims.role, facts, catalog):
+            is_protected |= right.protection is not None
+        found.append(unchecked(wish, truncate=truncate))
+    if not is_protected:
+        return found
+    viewer = Viewer(claims.role, claims.json)
+    return [msgspec.structs.replace(binding, viewer=viewer) for binding in found]
+
+
+def _checked(wish: Wish, role: str, facts: Facts, catalog: Catalog) -> list[TableRight]:
+    """The role's rights to the tables that an item means. Raises ItemProblem, CatalogMiss."""
     known = facts.roles.get(role)
     if known is None:
         raise _exception(wish, f"ERROR 22023 (invalid_parameter_value) role {_encode(role).decode()} does not exist")
     if known.superuser or not known.member:
         raise _exception(wish, f"ERROR 42501 (insufficient_privilege) role {role} is not open to clients")
     tables = [relation for name, relation in facts.tables.items() if wish.means(name)]
-    allowed = [relation for relation in tables if _is_allowed(role, relation, facts)]
-    if not tables or (wish.is_wildcard and not allowed):
+    rights = [(relation, right) for relation in tables if (right := _right(role, relation, facts)).allowed]
+    seen = [(relation, right) for relation, right in rights if not right.is_shut]
+    if not tables or (wish.is_wildcard and not seen):
         raise ItemProblem(f"{_NOT_ENABLED}{_parameters(wish)}")
-    if not allowed:
-        raise _forbidden(wish, role, tables[0], facts)
-    for relation in allowed:
-        _check(wish, relation, facts.literals, catalog)
-    return unchecked(wish, truncate=truncate)
+    if not seen:
+        raise _forbidden(wish, role, tables[0], is_protected=bool(rights))
+    for relation, right in seen:
+        _check(wish, relation, right, facts.literals, catalog)
+    return [right for _, right in seen]
 
 
 def unchecked(wish: Wish, *, truncate: bool) -> Binding:
@@ -132,34 +153,34 @@ def unchecked(wish: Wish, *, truncate: bool) -> Binding:
     return Binding(event, wish.schema, wish.table, wish.expression, wish.item.select, truncate=truncate)
 
 
-def _is_allowed(role: str, relation: Relation, facts: Facts) -> bool:
-    right = facts.rights.get((role, relation.schema, relation.name))
-    return right is not None and right.allowed
+def _right(role: str, relation: Relation, facts: Facts) -> TableRight:
+    return facts.rights.get((role, relation.schema, relation.name)) or TableRight(False)
 
 
-def _forbidden(wish: Wish, role: str, relation: Relation, facts: Facts) -> ItemProblem:
-    right = facts.rights.get((role, relation.schema, relation.name))
+def _forbidden(wish: Wish, role: str, relation: Relation, *, is_protected: bool) -> ItemProblem:
     name = f"{relation.schema}.{relation.name}"
-    if right is not None and right.row_security:
+    if is_protected:
         return _exception(
             wish,
-            f"ERROR 42501 (insufficient_privilege) row-level security is enabled on {name}:"
-            f" role {role} would have to bypass it",
+            f"ERROR 42501 (insufficient_privilege) row-level security is enabled on {name}"
+            f" and no policy lets role {role} read it",
         )
     return _exception(wish, f"ERROR 42501 (insufficient_privilege) permission denied for table {name} as {role}")
 
 
-def _check(wish: Wish, relation: Relation, literals: Literals, catalog: Catalog) -> None:
+def _check(wish: Wish, relation: Relation, right: TableRight, literals: Literals, catalog: Catalog) -> None:
+    """Raises ItemProblem for a filter or a selection that does not fit the table, or looks at what must not be seen."""
+    seen = relation.positions.keys() if right.columns is None else relation.positions.keys() & right.columns
     if wish.expression is not None:
         for leaf in leaves(wish.expression):
-            if leaf.column not in relation.positions:
+            if leaf.column not in seen:
                 raise _exception(wish, f"ERROR P0001 (raise_exception) invalid column for filter {leaf.column}")
         try:
             compile(wish.expression, relation, catalog, literals)
         except FilterError as error:
             raise _exception(wish, f"ERROR P0001 (raise_exception) {error.message}") from error
     for column in wish.item.select or ():
-        if column not in relation.positions:
+        if column not in seen:
             raise _exception(wish, f"ERROR P0001 (raise_exception) invalid column for select {column}")
 
 

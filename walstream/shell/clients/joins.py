@@ -21,8 +21,9 @@ from walstream.channel.session import RESTARTING
 from walstream.errors import EnvironmentFailure, WalstreamError
 from walstream.history.ring import Ring
 from walstream.model import Catalog, CatalogMiss, Relation, RelationInfo, Snapshot, TypeInfo
+from walstream.policy import Viewer
 from walstream.protocol.shapes import Shape
-from walstream.router import ANY, Binding, Router
+from walstream.router import ANY, Binding, Router, wire_ids
 from walstream.shell.clients import join_check
 from walstream.shell.clients.connection import JoinOwner
 from walstream.shell.clients.join_check import Facts, ItemProblem, Table, Wish
@@ -31,7 +32,8 @@ from walstream.shell.database.catalog import load_relations, load_types
 from walstream.shell.database.join_facts import cast_literals, tables_of
 from walstream.shell.database.plan_source import LoadedPlan
 from walstream.shell.database.postgres import Database
-from walstream.shell.delivery.fanout import AudienceKey, Fanout, Member
+from walstream.shell.delivery.audience import AudienceKey, Member
+from walstream.shell.delivery.fanout import Fanout
 from walstream.shell.health import ReaderState
 from walstream.telemetry.log import ACCESS_LOST, FILTER_UNFIT, JOINS_WAITING
 
@@ -59,7 +61,6 @@ UNFIT_SECONDS: Final = 1.0
 MISSES_MAX: Final = 5
 
 DATABASE_AWAY: Final = "The database is not available: the subscription is tried again until it is"
-CHANGED_MIND: Final = "The subscription changed its meaning while the database was away: join again"
 GAP: Final = "Changes may be missing: read the tables again"
 LOST: Final = "The role may not read these changes any more"
 
@@ -111,12 +112,17 @@ class _Asked:
 
 
 class _Joined(NamedTuple):
-    """A join whose changes are delivered. ``ids``: one hold on the router each."""
+    """A join whose changes are delivered. ``ids``: one hold on the router each; ``wire``: what the client calls them.
+
+    ``viewer``: who its bindings look as, None where no table that they mean has row-level security.
+    """
 
     asked: _Asked
     member: Member
     ids: tuple[int, ...]
+    wire: tuple[int, ...]
     role: str
+    viewer: Viewer | None
 
 
 _Key = tuple[JoinOwner, int]
@@ -160,6 +166,7 @@ class Joins:
         self._ring = ring
         self._fanout = fanout
         self._access = access
+        access.on_protected = self._protected
         self._plans = plans
         self._reader = reader
         self._asked: dict[_Key, _Asked] = {}
@@ -204,10 +211,8 @@ class Joins:
         key = (owner, serial)
         self._asked.pop(key, None)
         self._moving.pop(key, None)
-        for waiting in (self._unanswered, self._lost):
-            asked = waiting.pop(key, None)
-            if asked is not None:
-                self._release(asked.promised)
+        self._unanswered.pop(key, None)
+        self._lost.pop(key, None)
         joined = self._joined.pop(key, None)
         if joined is not None:
             self._fanout.leave(joined.member)
@@ -215,7 +220,7 @@ class Joins:
             self._access.left(joined.role)
 
     def refreshed(self, owner: JoinOwner, serial: int, claims: Claims) -> None:
-        """The channel has a new token. Only its role counts here; until that is judged the old one goes on."""
+        """The channel has a new token. Until a new role is judged the old one goes on, and so do the old claims."""
         key = (owner, serial)
         for waiting in (self._asked, self._unanswered):
             if key in waiting:
@@ -232,6 +237,39 @@ class Joins:
         if joined.role != claims.role:
             self._moving[key] = claims
             self._wake.set()
+            return
+        joined.asked.claims = claims
+        if joined.viewer is not None:
+            self._look_as(key, joined, Viewer(claims.role, claims.json))
+
+    def _look_as(self, key: _Key, joined: _Joined, viewer: Viewer) -> None:
+        """Go on with the same bindings for another viewer, from the same change on."""
+        if viewer == joined.viewer:
+            return
+        ids = tuple([self._router.look_as(id_, viewer) for id_ in joined.ids])
+        self._go_on_as(key, joined, ids, joined.role, viewer)
+
+    def _go_on_as(self, key: _Key, joined: _Joined, ids: tuple[int, ...], role: str, viewer: Viewer | None) -> None:
+        request = joined.asked.request
+        audience = AudienceKey(request.topic, key[0].vsn, request.shape, ids, role, viewer, _wire(ids, joined.wire))
+        self._access.enter(role)
+        member = self._fanout.move(joined.member, audience)
+        self._access.left(joined.role)
+        self._release(joined.ids)
+        self._joined[key] = joined._replace(member=member, ids=ids, role=role, viewer=viewer)
+
+    def _protected(self, pairs: set[tuple[str, str, str]]) -> None:
+        """Policies, or whether there are any, have changed: look at these tables by them from the next change on."""
+        self._router.reguard({(schema, table) for _, schema, table in pairs})
+        protected = {pair for pair in pairs if (right := self._access.rights.get(pair)) and right.protection}
+        if not protected:
+            return
+        for key, joined in list(self._joined.items()):
+            if joined.viewer is None and any(
+                joined.role == role and any(wish.means((schema, table)) for wish in joined.asked.wishes)
+                for role, schema, table in protected
+            ):
+                self._look_as(key, joined, Viewer(joined.role, joined.asked.claims.json))
 
     def _release(self, ids: Iterable[int]) -> None:
         for id_ in ids:
@@ -307,20 +345,17 @@ class Joins:
             return
         ids = tuple(self._router.add(binding, facts.literals) for binding in bindings)
         self._drop(asked)
+        viewer = bindings[0].viewer
+        wire = asked.promised or (ids if viewer is None else wire_ids(bindings))
         if asked.promised:
-            self._release(asked.promised)
-            if ids != asked.promised:
-                self._release(ids)
-                owner.system(request.serial, "error", CHANGED_MIND)
-                return
             owner.system(request.serial, "ok", SUBSCRIBED)
-        elif not owner.join_ready(request.serial, Accepted(ids)):
+        elif not owner.join_ready(request.serial, Accepted(wire)):
             self._release(ids)
             return
-        key = AudienceKey(request.topic, owner.vsn, request.shape, ids, asked.role)
+        key = AudienceKey(request.topic, owner.vsn, request.shape, ids, asked.role, viewer, _wire(ids, wire))
         self._access.enter(asked.role)
         member = self._fanout.join(owner.outbox, key, snapshot, asked_at)
-        self._joined[asked.key] = _Joined(asked, member, ids, asked.role)
+        self._joined[asked.key] = _Joined(asked, member, ids, wire, asked.role, viewer)
         asked.promised = ()
 
     def _drop(self, asked: _Asked) -> None:
@@ -329,7 +364,7 @@ class Joins:
 
     def _bindings(self, asked: _Asked, facts: Facts) -> list[Binding]:
         truncate = asked.request.shape is Shape.FEED
-        return [join_check.binding(wish, asked.role, facts, self._catalog, truncate=truncate) for wish in asked.wishes]
+        return join_check.bindings(asked.wishes, asked.claims, facts, self._catalog, truncate=truncate)
 
     def _answer_badly(self, owner: JoinOwner, request: JoinRequest, message: str) -> None:
         """The channel is joined, its table changes are not: as with Supabase, all items together."""
@@ -356,7 +391,7 @@ class Joins:
             self._unanswered[asked.key] = asked
             truncate = asked.request.shape is Shape.FEED
             wanted = [join_check.unchecked(wish, truncate=truncate) for wish in asked.wishes]
-            asked.promised = tuple(self._router.add(binding, {}) for binding in wanted)
+            asked.promised = wire_ids(wanted)
             accepted = Accepted(asked.promised, "error", DATABASE_AWAY)
             if not asked.owner.join_ready(asked.request.serial, accepted):
                 self.forget(*asked.key)
@@ -368,19 +403,18 @@ class Joins:
             return
         joined.asked.claims = claims
         try:
-            self._bindings(joined.asked, facts)
+            bindings = self._bindings(joined.asked, facts)
         except ItemProblem as problem:
             del self._joined[key]
             self._fanout.leave(joined.member)
             self._access.left(joined.role)
-            joined.asked.promised = joined.ids
+            self._release(joined.ids)
+            joined.asked.promised = joined.wire
             self._lost[key] = joined.asked
             joined.asked.owner.system(joined.asked.request.serial, "error", problem.message)
             return
-        self._access.enter(claims.role)
-        member = self._fanout.move(joined.member, joined.member.audience.key._replace(role=claims.role))
-        self._access.left(joined.role)
-        self._joined[key] = joined._replace(member=member, role=claims.role)
+        ids = tuple([self._router.add(binding, facts.literals) for binding in bindings])
+        self._go_on_as(key, joined, ids, claims.role, bindings[0].viewer)
 
     # -- facts
 
@@ -469,9 +503,9 @@ class Joins:
         access = self._access
         # Who has left meanwhile is not brought back.
         roles = [role for role in roles if role in access.roles]
-        before = {pair for pair, right in access.rights.items() if right.allowed}
+        before = {pair for pair, right in access.rights.items() if not right.is_shut}
         access.update({pair: right for pair, right in rights.items() if pair[0] in usable}, roles, tables)
-        return before - {pair for pair, right in access.rights.items() if right.allowed}
+        return before - {pair for pair, right in access.rights.items() if not right.is_shut}
 
     def _tell_lost(self, lost: set[tuple[str, str, str]]) -> None:
         for role, schema, table in lost:
@@ -512,6 +546,11 @@ class Joins:
                 log.warning(FILTER_UNFIT, error=problem.message, channels=len(alike))
                 for joined in alike:
                     joined.asked.owner.system(joined.asked.request.serial, "error", problem.message)
+
+
+def _wire(ids: tuple[int, ...], wire: tuple[int, ...]) -> tuple[int, ...]:
+    """The form in which an audience's key has them, so that equal audiences have equal keys."""
+    return () if ids == wire else wire
 
 
 def _load_rights(

@@ -1,7 +1,7 @@
 """Fan-out: what the router matched becomes frames, encoded once, and reaches every outbox that asked for it.
 
-Sockets that get exactly the same bytes form an *audience*; a frame is built per audience, never per socket.
-Who may join and from where its changes are live is decided in ``joins``; writing to sockets is ``outbox``.
+Sockets that get exactly the same bytes form an *audience* (``audience``); a frame is built per audience, never per
+socket. Who may join and from where its changes are live is decided in ``joins``; writing to sockets is ``outbox``.
 """
 
 from __future__ import annotations
@@ -16,136 +16,68 @@ import trio
 
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live, settled
-from walstream.model import Change, Operation, Relation, Snapshot, Transaction
-from walstream.protocol.changes import RECORD_BYTES_MAX, InsertRun
-from walstream.protocol.shapes import Shape, TransactionText
-from walstream.protocol.websocket import frame_header, text_frames
+from walstream.model import Change, Operation, Relation, Row, Snapshot, Transaction
+from walstream.policy import Ask, Viewer
+from walstream.predicate import columns_of
+from walstream.protocol.changes import RECORD_BYTES_MAX
+from walstream.protocol.shapes import TransactionText
 from walstream.router.binding import Binding
-from walstream.router.index import Router
-from walstream.shell.delivery.outbox import Outbox, broadcast
+from walstream.router.index import Router, deciding_row
+from walstream.router.lanes import Sight, View
+from walstream.shell.database.access import TableRight
+from walstream.shell.delivery.audience import (
+    Audience,
+    AudienceKey,
+    End,
+    Gate,
+    Group,
+    Member,
+    Routing,
+    Step,
+    Telling,
+)
+from walstream.shell.delivery.doubts import Doubts
+from walstream.shell.delivery.frames import Frames
+from walstream.shell.delivery.judge import Verdict
+from walstream.shell.delivery.members import Members
+from walstream.shell.delivery.outbox import Outbox
+from walstream.shell.delivery.runs import InsertRuns
 
 SLICE_CHANGES = 500
 """Changes of a large transaction that are routed before other tasks get a turn: a few milliseconds of work."""
 
 RUN_CHANGES_MIN = 2
-RUN_AUDIENCES_MAX = 4
-RUNS_MAX = 1000
-
-SLICE_SOCKETS = 512
-"""Sockets that are written to before other tasks get a turn."""
-
 
 _KIND = attrgetter("relation", "operation")
-
-
-class AudienceKey(NamedTuple):
-    """What has to be equal for two sockets to get the same bytes."""
-
-    topic: str
-    vsn: str
-    shape: Shape
-    ids: tuple[int, ...]
-    role: str
 
 
 class Access(Protocol):
     """Which role may see which table's changes; answers from memory and fails closed."""
 
-    def allowed(self, role: str, relation: Relation) -> bool:
-        """Whether changes of ``relation`` may go to ``role``."""
+    def is_open(self, role: str, relation: Relation) -> bool:
+        """Whether a role may see all of a relation, every row and column."""
+        ...
+
+    def right(self, role: str, relation: Relation) -> TableRight:
+        """What a role may see of a relation."""
         ...
 
 
-class Member:
-    """One joined topic of one socket, as far as fan-out is concerned."""
+class Asking(Protocol):
+    """Who finds out whether PostgreSQL lets a viewer see a row."""
 
-    __slots__ = ("audience", "live", "outbox", "snapshot")
-
-    def __init__(self, outbox: Outbox, audience: Audience, snapshot: Snapshot) -> None:
-        self.outbox = outbox
-        self.audience = audience
-        self.snapshot = snapshot
-        self.live = False  # for the transaction being routed, while ``snapshot`` is not settled
-
-
-class Rendered:
-    """One change in one shape and column selection, encoded when first asked for."""
-
-    __slots__ = ("change", "columns", "final", "plain", "shape", "text")
-
-    def __init__(self, change: Change, text: TransactionText, shape: Shape, columns: tuple[str, ...] | None) -> None:
-        self.change = change
-        self.text = text
-        self.shape = shape
-        self.columns = columns
-        self.plain: bytes | None = None
-        self.final: bytes | None = None
-
-    def data(self, last: bool) -> bytes:
-        """The encoded change, marked as the transaction's last one if ``last``."""
-        if last:
-            if self.final is None:
-                self.final = self.shape.render(self.change, self.text, self.columns, last=True)
-            return self.final
-        if self.plain is None:
-            self.plain = self.shape.render(self.change, self.text, self.columns, last=False)
-        return self.plain
-
-
-class Audience:
-    """The sockets behind one ``AudienceKey`` and the frames that wait for the end of the tick."""
-
-    __slots__ = ("chunk", "held", "joining", "key", "pending", "prefixes", "rest", "shared", "solo", "suffix")
-
-    def __init__(self, key: AudienceKey) -> None:
-        self.key = key
-        self.solo: dict[Outbox, Member] = {}  # sockets whose only audience this is: one write per tick
-        self.shared: dict[Outbox, Member] = {}  # sockets with several: frames go in as they come, in commit order
-        self.joining: dict[Outbox, Member] = {}  # sockets for which a transaction may still be older than their join
-        self.pending: list[bytes] = []
-        self.chunk = b""  # what is being written in slices, older than ``pending``
-        self.rest: list[Outbox] = []  # who has not got it yet
-        self.prefixes: dict[tuple[object, tuple[int, ...]], bytes] = {}
-        self.suffix = key.shape.suffix(key.vsn)
-        # Frames of the newest change; they wait to learn whether it is their transaction's last one.
-        self.held: list[tuple[Rendered, bytes]] = []
-
-    @property
-    def holds(self) -> int:
-        """Ordinal of the change that is held, -1 for none."""
-        return self.held[0][0].change.ordinal if self.held else -1
-
-    def has_listeners(self) -> bool:
-        """Whether anyone gets the frames of the transaction being routed."""
-        return bool(self.solo or self.shared) or any(member.live for member in self.joining.values())
-
-    def __len__(self) -> int:
-        return len(self.solo) + len(self.shared) + len(self.joining)
-
-    def prefix(self, operation: Operation, ids: tuple[int, ...]) -> bytes:
-        """What stands before the change's own text in a frame with these ids."""
-        key = (operation, ids)
-        prefix = self.prefixes.get(key)
-        if prefix is None:
-            prefix = self.key.shape.prefix(self.key.vsn, self.key.topic, operation, ids)
-            self.prefixes[key] = prefix
-        return prefix
+    def ask(
+        self, viewer: Viewer, ask: Ask, transaction: Transaction, relation: Relation, row: Row, *, is_old: bool
+    ) -> Verdict:
+        """The answer, which may come later. ``is_old``: the row is the one before the change."""
+        ...
 
 
 class _Queued(NamedTuple):
     """A transaction that waits for its slices."""
 
     sequence: int
-    transaction: Transaction
-    text: TransactionText
-
-
-class _Runs(NamedTuple):
-    """What ``_insert_runs`` found, and what it was found from."""
-
-    matched: Sequence[Binding] | None
-    members: int
-    runs: list[tuple[Audience, InsertRun]] | None
+    routing: Routing
 
 
 class Fanout:
@@ -153,28 +85,46 @@ class Fanout:
 
     Every method but ``flush`` and ``run`` is synchronous, so that a join, a leave and a transaction never see each
     other half done. A transaction that lives in a file, and all that come after it, are routed by ``run`` in slices.
+
+    Where PostgreSQL has to say whether a row may be seen, the change and all that come after it wait in the audience
+    concerned, and in no other; ``run`` goes on with them after ``judged``. Who joins meanwhile gets an audience of
+    another generation, for what waits is older than that join.
     """
 
-    def __init__(self, router: Router, ring: Ring, access: Access, *, max_record_bytes: int = RECORD_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        router: Router,
+        ring: Ring,
+        access: Access,
+        *,
+        judge: Asking | None = None,
+        doubts: Doubts | None = None,
+        max_record_bytes: int = RECORD_BYTES_MAX,
+    ) -> None:
         self._max_record_bytes = max_record_bytes
         self._router = router
         self._ring = ring
         self._access = access
-        self._audiences: dict[AudienceKey, Audience] = {}
-        self._by_binding: dict[int, dict[Audience, None]] = {}
-        self._memberships: dict[Outbox, list[Member]] = {}
-        self._joining: dict[Member, None] = {}
-        self._dirty: dict[Audience, None] = {}
-        self._dirty_outboxes: dict[Outbox, None] = {}
+        self._judge = judge
+        self._doubts = doubts
+        self._frames = Frames()
+        self._members = Members(self._frames)
         self._backlog: deque[_Queued] = deque()
         self._backlog_done = 0  # changes of the backlog's first transaction that are routed already
-        self._backlog_waiting = trio.Event()
+        self._woken = trio.Event()
         self._touched: dict[Audience, None] = {}  # audiences that hold a change of the half-routed transaction
         self._server_start: float | None = None
-        self._runs: dict[Relation, _Runs] = {}
-        self._changed_members = 0  # counts every change of who is in which audience, and how
-        self.frames_out = 0
+        self._runs = InsertRuns(router, self._members.by_binding)
         self.changes_out = 0
+
+    @property
+    def frames_out(self) -> int:
+        """Frames to sockets, so far."""
+        return self._frames.count
+
+    async def flush(self) -> None:
+        """End a tick: see ``Frames.flush``."""
+        await self._frames.flush()
 
     def server_started(self, server_start: float) -> None:
         """Remember when PostgreSQL started: snapshots of an earlier run are compared by position, not by xid."""
@@ -182,9 +132,9 @@ class Fanout:
 
     def cluster_changed(self) -> None:
         """Forget the snapshots: they say nothing of another cluster's transactions, which are live for everyone."""
-        for member in self._joining:
-            self._settle(member)
-        self._joining.clear()
+        for member in self._members.joining:
+            self._members.settle(member)
+        self._members.joining.clear()
 
     # -- joining and leaving
 
@@ -193,118 +143,74 @@ class Fanout:
 
         Transactions that were routed before this call although they are live for ``snapshot`` are delivered now.
         """
-        audience = self._audience(key)
-        member = Member(outbox, audience, snapshot)
-        for other in self._memberships.get(outbox, ()):
-            self._share(other)  # what it was sent before has to go out before what follows now
+        member = Member(outbox, self._members.audience(key), snapshot)
+        self._members.share(outbox)
         self._catch_up(member, asked_at)
-        self._enter(member)
+        self._members.enter(member)
         return member
 
-    def _audience(self, key: AudienceKey) -> Audience:
-        audience = self._audiences.get(key)
-        if audience is None:
-            audience = self._audiences[key] = Audience(key)
-            for binding_id in set(key.ids):
-                self._by_binding.setdefault(binding_id, {})[audience] = None
-        return audience
-
-    def _enter(self, member: Member) -> None:
-        self._changed_members += 1
-        audience, outbox = member.audience, member.outbox
-        memberships = self._memberships.setdefault(outbox, [])
-        memberships.append(member)
-        if len(memberships) == 2:
-            self._share(memberships[0])
-        audience.joining[outbox] = member
-        self._joining[member] = None
-
     def move(self, member: Member, key: AudienceKey) -> Member:
-        """Go on in another audience, which gets the same changes, without missing or repeating any."""
-        audience = self._audience(key)
+        """Go on in another audience, which gets the same changes, without missing or repeating any.
+
+        What waits for an answer goes on waiting for it, and what comes from now on waits behind it.
+        """
+        members = self._members
+        if member.audience.waiting:
+            moved = members.moved(member, members.audience(key, fresh=True))
+            moved.before = members.detach(member)
+            members.enter(moved)
+            self._wait(moved.audience, Gate(moved.before))
+            return moved
+        audience = members.audience(key)
         for each in (member.audience, audience):
-            self._finish(each, last=False)  # a large transaction is half routed: what is held is for who was there
-        moved = Member(member.outbox, audience, member.snapshot)
-        moved.live = member.live or member not in self._joining
-        self.leave(member)
-        self._enter(moved)
+            # A large transaction is half routed: what is held is for who was there.
+            self._frames.finish(each, last=False)
+        moved = members.moved(member, audience)
+        members.leave(member)
+        members.enter(moved)
         return moved
 
     def leave(self, member: Member) -> None:
         """Remove a socket from an audience; nothing more of it is delivered."""
-        self._changed_members += 1
-        audience, outbox = member.audience, member.outbox
-        self._drain(audience)
-        for place in (audience.solo, audience.shared, audience.joining):
-            if place.get(outbox) is member:
-                del place[outbox]
-        self._joining.pop(member, None)
-        memberships = self._memberships.get(outbox, [])
-        if member in memberships:
-            memberships.remove(member)
-        if not memberships:
-            self._memberships.pop(outbox, None)
-        if not audience:
-            self._forget(audience)
-
-    def _forget(self, audience: Audience) -> None:
-        if self._audiences.get(audience.key) is audience:
-            del self._audiences[audience.key]
-        for binding_id in set(audience.key.ids):
-            audiences = self._by_binding.get(binding_id, {})
-            audiences.pop(audience, None)
-            if not audiences:
-                self._by_binding.pop(binding_id, None)
-
-    def _share(self, member: Member) -> None:
-        """The socket has a second audience now: from here on its frames are queued one by one."""
-        self._changed_members += 1
-        audience = member.audience
-        if audience.solo.get(member.outbox) is member:
-            self._drain(audience)
-            del audience.solo[member.outbox]
-            audience.shared[member.outbox] = member
-
-    def _settle(self, member: Member) -> None:
-        self._changed_members += 1
-        audience, outbox = member.audience, member.outbox
-        self._drain(audience)
-        del audience.joining[outbox]
-        place = audience.solo if len(self._memberships[outbox]) == 1 else audience.shared
-        place[outbox] = member
+        self._members.leave(member)
 
     def _catch_up(self, member: Member, asked_at: int) -> None:
         routed = self._backlog[0].sequence if self._backlog else self._ring.next_sequence
+        alone = Audience(member.audience.key)  # a stand-in
+        alone.shared[member.outbox] = member
         for sequence, transaction in self._ring.maybe_live(member.snapshot, asked_at):
             if sequence < routed and self._is_live(transaction, member.snapshot):
-                text = self._text(transaction)
-                self._finish(self._replay(member, text, transaction.changes), last=True)
+                self._replay(alone, self._routing(transaction), transaction.changes)
+                self._end(alone)
         # The ring may have let go of a large one already.
-        if self._backlog and self._is_live(self._backlog[0].transaction, member.snapshot):
-            self._replay_begun(member, self._backlog[0])
+        if self._backlog and self._is_live(self._backlog[0].routing.transaction, member.snapshot):
+            self._replay_begun(member, alone, self._backlog[0].routing)
+        elif alone.waiting:
+            self._members.adopt(member, alone)
 
-    def _replay(self, member: Member, text: TransactionText, changes: Iterable[Change]) -> Audience:
-        """Deliver to one socket alone. Returns its stand-in audience, which still holds the newest change."""
-        alone = Audience(member.audience.key)
-        alone.shared[member.outbox] = member
-        audiences = {binding_id: {alone: None} for binding_id in member.audience.key.ids}
+    def _replay(self, alone: Audience, routing: Routing, changes: Iterable[Change]) -> None:
+        """Deliver to one socket alone, through its stand-in audience, which goes on holding the newest change."""
+        audiences = {binding_id: {alone: None} for binding_id in alone.key.ids}
         for change in changes:
-            self._deliver(change, text, audiences, {})
-        return alone
+            self._deliver(change, routing, audiences, {})
 
-    def _replay_begun(self, member: Member, queued: _Queued) -> None:
+    def _replay_begun(self, member: Member, alone: Audience, routing: Routing) -> None:
         """The backlog's first transaction is half routed: deliver that half, the rest comes with everybody's."""
+        self._replay(alone, routing, islice(routing.transaction.changes, self._backlog_done))
+        member.live = True
+        if alone.waiting:
+            self._members.adopt(member, alone)
+            self._touched[member.audience] = None
+            return
         audience = member.audience
-        alone = self._replay(member, queued.text, islice(queued.transaction.changes, self._backlog_done))
         if alone.holds != audience.holds:
-            self._finish(audience, last=False)  # rights have changed meanwhile: it is not for the new member
+            self._frames.finish(audience, last=False)  # rights have changed meanwhile: it is not for the new member
             if audience.has_listeners():
-                self._finish(alone, last=False)  # the others have it already
+                self._frames.finish(alone, last=False)  # the others have it already
             elif alone.held:
                 # Nobody else waits for the newest change; the new member does, until it is known to be the last one.
                 audience.held = alone.held
                 self._touched[audience] = None
-        member.live = True
 
     def _is_live(self, transaction: Transaction, snapshot: Snapshot) -> bool:
         return is_live(transaction, snapshot, self._server_start)
@@ -314,18 +220,18 @@ class Fanout:
     def route(self, sequence: int, transaction: Transaction, *, spilled: bool) -> None:
         """Route one transaction, or queue it behind a large one. ``sequence``: its number in the ring."""
         if spilled or self._backlog:
-            self._backlog.append(_Queued(sequence, transaction, self._text(transaction)))
-            self._backlog_waiting.set()
+            self._backlog.append(_Queued(sequence, self._routing(transaction)))
+            self._woken.set()
             return
         self._begin(transaction)
-        text = self._text(transaction)
-        if self._route_run(transaction.changes, text):
+        routing = self._routing(transaction)
+        if self._route_run(transaction.changes, routing.text):
             return
         touched: dict[Audience, None] = {}
         for change in transaction.changes:
-            self._deliver(change, text, self._by_binding, touched)
+            self._deliver(change, routing, self._members.by_binding, touched)
         for audience in touched:
-            self._finish(audience, last=True)
+            self._end(audience)
 
     def _route_run(self, changes: Sequence[Change], text: TransactionText) -> bool:
         """Route a transaction of nothing but INSERTs into one table of which everybody gets all: the usual bulk.
@@ -339,70 +245,45 @@ class Fanout:
             return False
         relation = changes[0].relation
         runs = []
-        for audience, run in self._insert_runs(relation) or ():
-            if self._access.allowed(audience.key.role, relation):
+        for audience, run in self._runs.of(relation, self._members.changes) or ():
+            if audience.waiting:
+                return False
+            if self._access.is_open(audience.key.role, relation):
                 payloads = run.fill(
                     changes, text.moment.commit_timestamp, text.position_head, text.max_record_bytes
                 )  # fmt: skip
                 if payloads is None:
                     return False
                 runs.append((audience, payloads))
+            elif self._permitted(audience.key, relation, ((None, ()),)):
+                return False
         if not runs:
             return False
         for audience, payloads in runs:
-            audience.pending += text_frames(payloads)
-            self._dirty[audience] = None
-            self.frames_out += len(payloads) * len(audience.solo)
+            self._frames.add(audience, payloads)
         self.changes_out += len(changes)
         return True
 
-    def _insert_runs(self, relation: Relation) -> list[tuple[Audience, InsertRun]] | None:
-        """Who gets every INSERT of a table, and in what text; None where that depends on the row or on the socket.
-
-        None for many audiences, too: they share what ``_deliver`` renders. Kept until somebody comes or goes.
-        """
-        matched = self._router.everyone(relation, Operation.INSERT)
-        known = self._runs.get(relation)
-        if known is not None and known.matched is matched and known.members == self._changed_members:
-            return known.runs
-        if len(self._runs) >= RUNS_MAX:
-            self._runs.clear()
-        runs = self._plan_runs(relation, matched) if matched else None
-        self._runs[relation] = _Runs(matched, self._changed_members, runs)
-        return runs
-
-    def _plan_runs(self, relation: Relation, matched: Sequence[Binding]) -> list[tuple[Audience, InsertRun]] | None:
-        wanted: dict[Audience, list[Binding]] = {}
-        for binding in matched:
-            for audience in self._by_binding.get(binding.id, ()):
-                wanted.setdefault(audience, []).append(binding)
-        if len(wanted) > RUN_AUDIENCES_MAX:
-            return None
-        runs = []
-        for audience, bindings in wanted.items():
-            columns = bindings[0].select
-            if audience.shared or audience.joining or any(binding.select != columns for binding in bindings):
-                return None
-            prefix = audience.prefix(Operation.INSERT, tuple([binding.id for binding in bindings]))
-            run = audience.key.shape.insert_run(relation, columns, prefix, audience.suffix)
-            if run is None:
-                return None
-            runs.append((audience, run))
-        return runs
+    def judged(self) -> None:
+        """Answers have come: let ``run`` go on where they were missing."""
+        self._woken.set()
 
     async def run(self) -> None:
-        """Route what ``route`` queued, a slice at a time, for ever.
+        """Route what ``route`` queued, a slice at a time, and what waited for ``judged``, for ever.
 
         Cancelling it loses nothing; run again, it goes on where it was.
         """
         while True:
-            await self._backlog_waiting.wait()
+            if not self._backlog:
+                await self._woken.wait()
+            self._woken = trio.Event()
+            await self._go_on()
             while self._backlog:
                 await self._route_sliced(self._backlog[0])
-            self._backlog_waiting = trio.Event()
 
     async def _route_sliced(self, queued: _Queued) -> None:
-        transaction, text = queued.transaction, queued.text
+        routing = queued.routing
+        transaction = routing.transaction
         changes: Iterator[Change] = islice(transaction.changes, self._backlog_done, None)
         touched = self._touched
         while True:
@@ -410,53 +291,57 @@ class Fanout:
             self._begin(transaction)
             count = 0
             for change in islice(changes, SLICE_CHANGES):
-                self._deliver(change, text, self._by_binding, touched)
+                self._deliver(change, routing, self._members.by_binding, touched)
                 count += 1
             self._backlog_done += count
             if count < SLICE_CHANGES:
                 break
-            await self.flush()
+            await self._go_on()
             await trio.lowlevel.checkpoint()
         for audience in touched:
-            self._finish(audience, last=True)
+            self._end(audience)
         touched.clear()
         self._backlog.popleft()
         self._backlog_done = 0
-        await self.flush()
+        await self._go_on()
         await trio.lowlevel.checkpoint()
 
     def _begin(self, transaction: Transaction) -> None:
-        if not self._joining:
+        if not self._members.joining:
             return
         done = []
-        for member in self._joining:
-            if settled(transaction, member.snapshot):
+        for member in self._members.joining:
+            if not member.audience.waiting and settled(transaction, member.snapshot):
                 done.append(member)
             else:
                 member.live = self._is_live(transaction, member.snapshot)
         for member in done:
-            self._settle(member)
-            del self._joining[member]
+            self._members.settle(member)
+            del self._members.joining[member]
 
-    def _text(self, transaction: Transaction) -> TransactionText:
-        return TransactionText.of(transaction, self._ring.cluster, self._max_record_bytes)
+    def _routing(self, transaction: Transaction) -> Routing:
+        return Routing(transaction, TransactionText.of(transaction, self._ring.cluster, self._max_record_bytes))
 
     def _deliver(
         self,
         change: Change,
-        text: TransactionText,
+        routing: Routing,
         audiences: Mapping[int, Mapping[Audience, None]],
         touched: dict[Audience, None],
     ) -> None:
+        view = self._router.view(change.relation)
         matched = self._router.match(change)
+        if view.sifted:
+            self._doubt(change, view)
         if not matched:
             return
         self.changes_out += 1
-        rendered: dict[tuple[Shape, tuple[str, ...] | None], Rendered] = {}
+        telling = Telling(change, routing)
+        sights = view.sights
         if len(matched) == 1:
             binding = matched[0]
             for audience in audiences.get(binding.id, ()):
-                self._hold(audience, change, text, ((binding.select, (binding.id,)),), rendered)
+                self._tell(audience, telling, ((binding.select, (binding.id,)),), sights.get(binding.id))
                 touched[audience] = None
             return
         hits: dict[Audience, list[Binding]] = {}
@@ -467,101 +352,153 @@ class Fanout:
             groups: dict[tuple[str, ...] | None, list[int]] = {}
             for binding in bindings:
                 groups.setdefault(binding.select, []).append(binding.id)
-            self._hold(audience, change, text, [(key, tuple(ids)) for key, ids in groups.items()], rendered)
+            told = [(key, tuple(ids)) for key, ids in groups.items()]
+            # All bindings of one audience have the same viewer, who sees the table through the same policies.
+            self._tell(audience, telling, told, sights.get(bindings[0].id) if sights else None)
             touched[audience] = None
 
-    def _hold(
-        self,
-        audience: Audience,
-        change: Change,
-        text: TransactionText,
-        groups: Sequence[tuple[tuple[str, ...] | None, tuple[int, ...]]],
-        rendered: dict[tuple[Shape, tuple[str, ...] | None], Rendered],
-    ) -> None:
-        key = audience.key
-        if not self._access.allowed(key.role, change.relation):
-            return
-        if audience.held:
-            self._finish(audience, last=False)
+    def _tell(self, audience: Audience, telling: Telling, groups: Sequence[Group], sight: Sight | None) -> None:
+        """Have the audience get a change, now or when it is known whether it may. ``sight``: None for who sees all."""
+        relation = telling.change.relation
+        if not self._access.is_open(audience.key.role, relation):
+            groups = self._permitted(audience.key, relation, groups)
+            if not groups:
+                return
+            if sight is not None and (sight.ask is not None or sight.sees is not None):
+                self._look(audience, telling, groups, sight)
+                return
+        if audience.waiting:
+            self._wait(audience, Step(telling, groups, audience.live, None, None, whole=True, size=telling.size))
+        else:
+            self._hold(audience, telling, groups, whole=True)
+
+    def _permitted(self, key: AudienceKey, relation: Relation, groups: Sequence[Group]) -> Sequence[Group]:
+        """The groups with the columns that the role may see, without bindings that look at others."""
+        right = self._access.right(key.role, relation)
+        if not right.allowed or (right.protection is not None and key.viewer is None):
+            return ()
+        if right.columns is None:
+            return groups
+        permitted = []
         for columns, ids in groups:
-            shared = rendered.get((key.shape, columns))
-            if shared is None:
-                shared = rendered[key.shape, columns] = Rendered(change, text, key.shape, columns)
-            audience.held.append((shared, audience.prefix(change.operation, ids)))
+            seen = right.columns if columns is None else right.columns.intersection(columns)
+            kept = [binding_id for binding_id in ids if self._looks_at(binding_id) <= right.columns]
+            if kept or not ids:
+                permitted.append((tuple(sorted(seen)), tuple(kept)))
+        return permitted
 
-    def _finish(self, audience: Audience, *, last: bool) -> None:
-        """Turn the held change into frames: for the tick's one write, and at once for who is not part of it."""
-        suffix = audience.suffix
-        for rendered, prefix in audience.held:
-            data = rendered.data(last)
-            header = frame_header(len(prefix) + len(data) + len(suffix))
-            if audience.solo:
-                audience.pending += (header, prefix, data, suffix)
-                self._dirty[audience] = None
-            if audience.shared or audience.joining:
-                self._push(audience, b"".join((header, prefix, data, suffix)))
-            self.frames_out += len(audience.solo)
-        audience.held.clear()
+    def _looks_at(self, binding_id: int) -> frozenset[str]:
+        expression = self._router[binding_id].expression
+        return frozenset() if expression is None else columns_of(expression)
 
-    def _push(self, audience: Audience, frame: bytes) -> None:
-        for outbox in audience.shared:
-            outbox.push(frame)
-            self._dirty_outboxes[outbox] = None
-        for outbox, member in audience.joining.items():
-            if member.live:
-                outbox.push(frame)
-                self._dirty_outboxes[outbox] = None
-                self.frames_out += 1
-        self.frames_out += len(audience.shared)
+    def _look(self, audience: Audience, telling: Telling, groups: Sequence[Group], sight: Sight) -> None:
+        """As ``_tell``, for a viewer of whom policies say which rows are seen: the old row of an UPDATE, too."""
+        change = telling.change
+        is_wide = telling.has_more_than_the_key
+        whole = not is_wide or (sight.sees is not None and sight.sees(change.old or ()) is True)
+        seen = old_seen = None
+        if sight.ask is not None:
+            seen = self._ask(audience, telling, sight.ask, telling.row, is_old=change.new is None)
+            old_seen = self._ask(audience, telling, sight.ask, change.old, is_old=True) if is_wide else None
+        if audience.waiting or seen is not None:
+            step = Step(telling, groups, audience.live, seen, old_seen, whole=whole, size=telling.size)
+            self._wait(audience, step)
+            if step.is_ready and len(audience.waiting) == 1:
+                self._woken.set()
+        else:
+            self._hold(audience, telling, groups, whole=whole)
 
-    # -- writing
+    def _ask(self, audience: Audience, telling: Telling, ask: Ask, row: Row | None, *, is_old: bool) -> Verdict | None:
+        viewer = audience.key.viewer
+        if row is None:
+            return None  # a TRUNCATE, which shows no row
+        assert viewer is not None
+        assert self._judge is not None
+        relation = telling.change.relation
+        return self._judge.ask(viewer, ask, telling.routing.transaction, relation, row, is_old=is_old)
 
-    def _drain(self, audience: Audience) -> None:
-        """Write what waits before the audience's sockets change."""
-        if audience.rest:
-            broadcast(audience.rest, audience.chunk)
-            audience.rest = []
-        if audience.pending:
-            chunk = b"".join(audience.pending)
-            audience.pending.clear()
-            broadcast(audience.solo, chunk)
-        self._dirty.pop(audience, None)
+    def _doubt(self, change: Change, view: View) -> None:
+        """Count a row of which policies want to know what the WAL does not say: who it is for is not known."""
+        row = deciding_row(change)
+        if self._doubts is None or row is None or all(row[at] is not None for at in view.sifted):
+            return
+        relation = change.relation
+        reason = "key_only_old_row" if change.operation is Operation.DELETE else "unchanged_toast"
+        self._doubts.count(relation.schema, relation.name, reason)
 
-    async def flush(self) -> None:
-        """End a tick: one write per socket with something to send. Waits only for its turn, never for a reader.
+    def _hold(self, audience: Audience, telling: Telling, groups: Sequence[Group], *, whole: bool) -> None:
+        change = telling.change
+        if audience.held:
+            self._frames.finish(audience, last=False)
+        for columns, ids in groups:
+            rendered = telling.render(audience.key.shape, columns, whole=whole)
+            audience.held.append((rendered, audience.prefix(change.operation, ids)))
 
-        May be called while another call waits for its turn. Cancelled, it leaves the rest to the next call.
-        """
-        written = 0
-        while self._dirty:
-            audience = next(iter(self._dirty))
-            if len(audience.solo) <= SLICE_SOCKETS and not audience.rest:
-                written += len(audience.solo)
-                self._drain(audience)
+    # -- what waits for answers
+
+    def _wait(self, audience: Audience, item: Step | End | Gate) -> None:
+        audience.waiting.append(item)
+        self._members.waiting[audience] = None
+        if isinstance(item, Step):
+            audience.waiting_bytes += item.size
+            for outbox in (*audience.solo, *audience.shared, *audience.joining):
+                if audience.waiting_bytes > outbox.limit_bytes:
+                    outbox.overflow()
+
+    def _end(self, audience: Audience) -> None:
+        """A transaction is over."""
+        if audience.waiting:
+            self._wait(audience, End(audience.live))
+        else:
+            self._frames.finish(audience, last=True)
+
+    async def _go_on(self) -> None:
+        """Tell what is not waited for any more, and write it."""
+        for audience in list(self._members.waiting):
+            if audience in self._members.waiting:
+                self._go_on_with(audience)
+        await self.flush()
+
+    def _go_on_with(self, audience: Audience) -> None:
+        now = audience.live
+        waiting = audience.waiting
+        while waiting:
+            item = waiting[0]
+            if isinstance(item, Gate):
+                if item.member.audience.waiting:
+                    break
+                self._pass(audience, item.member)
+            elif isinstance(item, End):
+                self._enliven(audience, item.live)
+                self._frames.finish(audience, last=True)
+            elif item.is_ready:
+                self._enliven(audience, item.live)
+                self._answered(audience, item)
             else:
-                await self._drain_sliced(audience)
-            if written > SLICE_SOCKETS:
-                written = 0
-                await trio.lowlevel.checkpoint()
-        for outbox in self._dirty_outboxes:
-            outbox.flush()
-        self._dirty_outboxes.clear()
+                break
+            waiting.popleft()
+        self._enliven(audience, now)
+        if not waiting:
+            self._members.waiting.pop(audience, None)
 
-    async def _drain_sliced(self, audience: Audience) -> None:
-        """Write a chunk to the audience's sockets with turns for others in between, who may add to ``pending`` only.
+    def _enliven(self, audience: Audience, live: Sequence[Member]) -> None:
+        """Let these joining members, and no others, be who gets the transaction that is told now."""
+        for member in audience.joining.values():
+            member.live = member in live
 
-        Whoever has to change the sockets meanwhile, or write what is newer, finishes this first: see ``_drain``.
-        """
-        if not audience.rest:
-            audience.chunk = b"".join(audience.pending)
-            audience.rest = list(audience.solo)
-            audience.pending.clear()
-        while audience.rest:
-            part = audience.rest[:SLICE_SOCKETS]
-            del audience.rest[:SLICE_SOCKETS]
-            broadcast(part, audience.chunk)
-            if audience.rest:
-                await trio.lowlevel.checkpoint()
-        audience.chunk = b""
-        if not audience.pending:
-            self._dirty.pop(audience, None)
+    def _pass(self, audience: Audience, old: Member) -> None:
+        """Nothing waits in a member's old audience any more."""
+        self._frames.finish(old.audience, last=False)
+        self._members.leave(old)
+        for members in (audience.solo, audience.shared, audience.joining):
+            for member in members.values():
+                if member.before is old:
+                    member.before = None
+
+    def _answered(self, audience: Audience, step: Step) -> None:
+        audience.waiting_bytes -= step.size
+        relation = step.telling.change.relation
+        is_seen = step.seen is None or step.seen.answer is True
+        if is_seen and self._access.right(audience.key.role, relation).allowed:
+            whole = step.whole or (step.old_seen is not None and step.old_seen.answer is True)
+            self._hold(audience, step.telling, step.groups, whole=whole)

@@ -95,7 +95,7 @@ class Outbox:
             return False
         queued = self.queued_bytes + len(chunk)
         if queued > self.limit_bytes:
-            self._overflow()
+            self.overflow()
             return False
         queue.append(chunk)
         self.queued_bytes = queued
@@ -181,8 +181,13 @@ class Outbox:
             await self._progress.wait()
         await trio.lowlevel.checkpoint()
 
-    def _overflow(self) -> None:
+    def overflow(self) -> None:
+        """Take nothing more, as if a chunk had been one too many."""
+        if self.state:
+            return
         self.state = State.OVERFLOW
+        if self._queue is None:
+            self._queue = []
         if self.on_overflow is not None:
             self.on_overflow(self)
 
