@@ -41,7 +41,7 @@ from walstream import __version__
 from walstream.auth.keys import ApiKeys
 from walstream.auth.tokens import Verifier
 from walstream.channel.origins import Origins
-from walstream.config import Config
+from walstream.config import Config, secrets_of
 from walstream.errors import ConfigError, WalstreamError
 from walstream.history.ring import Ring
 from walstream.model import Catalog
@@ -67,6 +67,7 @@ from walstream.shell.clients.http_app import HttpRules, make_app
 from walstream.shell.clients.joins import Joins
 from walstream.shell.clients.key_sets import load_key_set
 from walstream.shell.clients.limits import EdgeLimits, raise_open_files
+from walstream.shell.clients.tls_files import TlsFiles
 from walstream.shell.database.access import TableAccess
 from walstream.shell.database.channel_rows import Rows
 from walstream.shell.database.postgres import Database, PgConnection, connect
@@ -84,6 +85,7 @@ from walstream.shell.wal.wal_reader import Reading, WalReader
 from walstream.telemetry import log as logs
 from walstream.telemetry.log import SERVER_STARTED, SERVER_STOPPED
 from walstream.telemetry.metrics import Metrics
+from walstream.telemetry.redaction import Redactor
 
 OPEN_ROLE: Final = "anon"
 """The role of everybody while no key is configured, which only a listener on loopback may be."""
@@ -208,8 +210,9 @@ class Daemon:
         config = self.config
         connections = Connections(self.joins, self.rooms, self.guests, self.expiries, self.metrics)
         verifier = _verifier(config)
+        self.tls = TlsFiles(config.tls_cert, config.tls_key) if config.tls_cert else None
         gate, origins = Gate(GateLimits.of(config)), Origins(config.allowed_origins)
-        rules = HttpRules(origins, gate, self.metrics, config.metrics_token)
+        rules = HttpRules(origins, gate, self.metrics, config.metrics_token, https=self.tls is not None)
         routes = [
             *http_broadcast.routes(self.rooms, verifier, max_message_bytes=config.max_message_bytes),
             *http_replay.routes(self.directory, self.store, verifier),
@@ -222,7 +225,7 @@ class Daemon:
             application=make_app(self.health, self.metrics.page, routes, rules),
             health=self.health,
             metrics=self.metrics,
-            guards=Guards(gate, origins),
+            guards=Guards(gate, origins, self.tls),
         )
 
     def _open(self, application_name: str) -> PgConnection:
@@ -311,6 +314,8 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             addresses = await nursery.start(self.edge.run)
             await nursery.start(self._stop_on_signals, nursery.cancel_scope)
+            if self.tls is not None:
+                await nursery.start(self._reload_on_hangup, self.tls)
             for task in (
                 self.expiries.run,
                 self.joins.run,
@@ -356,6 +361,14 @@ class Daemon:
                 await anext(received)
                 everything.cancel()
 
+    async def _reload_on_hangup(
+        self, tls: TlsFiles, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGHUP) as received:
+            task_status.started()
+            async for _ in received:
+                tls.reload()
+
     async def _drain(self, everything: trio.CancelScope) -> None:
         """Changes go on reaching clients while they are sent away."""
         await self.edge.drain()
@@ -364,7 +377,7 @@ class Daemon:
 
 def main(config: Config) -> int:
     """Run the daemon until it is told to stop. Returns the exit code; raises ConfigError."""
-    logs.configure(config.log_level, config.log_format)
+    logs.configure(config.log_level, config.log_format, redactor=Redactor(secrets_of(config)))
     if not config.database_url:
         raise ConfigError("no database", repair="set WALSTREAM_DATABASE_URL")
     if not config.has_keys and not config.is_loopback:

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import msgspec
 
@@ -59,6 +60,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allowed_origins: str = "*"  # pages that browsers may connect from, or * for all
     trusted_proxies: str = ""  # addresses and networks whose X-Forwarded-For is believed
     metrics_token: str = ""  # asked for by /metrics and /health
+    tls_cert: str = ""  # PEM file: the certificate and those that lead to its authority
+    tls_key: str = ""  # PEM file of its private key
     history_bytes: int = 64 * MIB  # recent changes kept in memory
     history_seconds: float = 300.0
     history_wal_bytes: int = 128 * MIB  # WAL the slot keeps back for the history
@@ -220,6 +223,8 @@ def _check(config: Config) -> None:
         raise ConfigError(
             "ping_seconds: must be less than idle_seconds, or a quiet client is closed before it is asked"
         )
+    if bool(config.tls_cert) != bool(config.tls_key):
+        raise ConfigError("tls_cert and tls_key: one without the other", repair="set both, or neither for plain HTTP")
     for pair in filter(None, config.api_keys.split(",")):
         if "=" not in pair or not pair.partition("=")[2].strip():
             raise ConfigError("api_keys: an entry is not key=role")
@@ -249,3 +254,19 @@ def redacted(config: Config) -> dict[str, object]:
 def redact_dsn(dsn: str) -> str:
     """A libpq URL or DSN without its password."""
     return _PASSWORD.sub("***", dsn)
+
+
+def secrets_of(config: Config) -> frozenset[str]:
+    """Every value that must not be shown: keys, tokens, secrets, and the database's password as libpq may quote it."""
+    keys = {pair.rpartition("=")[0].strip() for pair in config.api_keys.split(",")}
+    named = {getattr(config, key) for key in _SECRETS}
+    return frozenset(filter(None, {*named, *keys, *passwords_of(config.database_url)}))
+
+
+def passwords_of(dsn: str) -> frozenset[str]:
+    """The passwords in a libpq URL or DSN, whole and in the pieces that a malformed one is taken for."""
+    found = {match[0].strip("'") for match in _PASSWORD.finditer(dsn)}
+    authority = re.match(r"(?:[a-z]+:)?//[^:@/]*:(.*)@", dsn, re.DOTALL)
+    found |= {authority[1]} if authority else set()
+    found |= {piece for password in found for piece in re.split(r"[@:/]", password)}
+    return frozenset(filter(None, found | {unquote(password) for password in found}))

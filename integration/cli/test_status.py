@@ -12,6 +12,7 @@ from pathlib import Path
 from integration.cli.conftest import Walstream
 from integration.fixtures.daemon import free_port, running_daemon
 from integration.fixtures.postgres import TestDatabase
+from walstream.config import Config
 from walstream.shell.commands import daemon_health
 
 ROWS = """
@@ -131,7 +132,7 @@ walstream_nonsense many
 
 def test_top_shows_a_line_for_each_look(walstream: Walstream) -> None:
     with answering(200, METRICS) as port:
-        assert daemon_health.fetch_metrics("127.0.0.1", port) == {
+        assert daemon_health.fetch_metrics(Config(listen=f"127.0.0.1:{port}")) == {
             "walstream_connections": 3.0, "walstream_joins_total": 102.0
         }  # fmt: skip
         listen = ("--listen", f"127.0.0.1:{port}")
@@ -147,7 +148,7 @@ def test_top_shows_a_line_for_each_look(walstream: Walstream) -> None:
 def test_who_is_no_daemon_of_ours_is_no_daemon() -> None:
     for status, body in ((200, b"<html>"), (200, b"[]"), (404, b'{"error": "x"}'), (200, b"\xff"), (500, b"")):
         with answering(status, body) as port:
-            assert daemon_health.fetch("127.0.0.1", port) is None
+            assert daemon_health.fetch(Config(listen=f"127.0.0.1:{port}")) is None
 
 
 def test_status_tells_of_a_database_without_the_schema(database: TestDatabase) -> None:

@@ -16,6 +16,7 @@ from integration.fixtures.daemon import token
 from integration.fixtures.node import eventually
 from integration.fixtures.postgres import TestDatabase
 from integration.fixtures.ws import phoenix
+from walstream.config import Config
 from walstream.shell.commands import daemon_health
 
 TOKEN = "a-token-for-metrics"
@@ -181,9 +182,9 @@ def test_numbers_are_for_those_with_the_token_and_probes_for_all(node: Node) -> 
     for path in ("/metrics", "/health"):
         assert ask(node, "GET", path, {})[0] == 401
         assert ask(node, "GET", path, {"authorization": f"Bearer {TOKEN}"})[0] == 200
-    with_token, without = (daemon_health.fetch("127.0.0.1", node.daemon.port, token) for token in (TOKEN, ""))
-    assert with_token is not None
-    assert without is None
-    assert daemon_health.fetch_metrics("127.0.0.1", node.daemon.port, TOKEN) is not None
+    config = Config(listen=f"127.0.0.1:{node.daemon.port}", metrics_token=TOKEN)
+    assert daemon_health.fetch(config) is not None
+    assert daemon_health.fetch_metrics(config) is not None
+    assert daemon_health.fetch(Config(listen=config.listen)) is None
     for path in ("/live", "/ready"):
         assert ask(node, "GET", path, {})[0] == 200

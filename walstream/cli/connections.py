@@ -25,7 +25,7 @@ def command(shell: Terminal, *, only_count: bool, wide: bool, live: bool) -> Non
     if live:
         from walstream.shell.commands.listen_live import DaemonUnreachable
 
-        health = daemon_health.fetch(shell.config.host, shell.config.port, shell.config.metrics_token)
+        health = daemon_health.fetch(shell.config)
         if health is None:
             raise DaemonUnreachable(f"no daemon answers on {shell.config.listen}", repair="walstream serve starts one")
         node = str(health["node"])

@@ -27,7 +27,7 @@ def command(shell: Terminal) -> None:
         nodes = counts.live_nodes(connection, settings.schema) if present else []
         slot = slots.find(connection, settings.slot)
         server = preflight.read_server(connection)
-    health = daemon_health.fetch(settings.host, settings.port, settings.metrics_token)
+    health = daemon_health.fetch(settings)
     daemon = health or {}
     shell.record(
         {

@@ -58,7 +58,7 @@ def command(shell: Terminal, seconds: float, lines: str | None) -> None:
 def _ask(shell: Terminal) -> dict[str, float]:
     from walstream.shell.commands import daemon_health
 
-    found = daemon_health.fetch_metrics(shell.config.host, shell.config.port, shell.config.metrics_token)
+    found = daemon_health.fetch_metrics(shell.config)
     if found is None:
         from walstream.shell.commands.listen_live import DaemonUnreachable
 

@@ -1,16 +1,18 @@
 """Log set-up and the names of log events: ``noun.past_verb``, one constant each.
 
 Keys are the glossary's nouns (slot, lsn, session_id, peer, code, bytes, seconds …); payloads and tokens are never
-logged.
+logged, and what looks like one is taken out of every line.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import Final, Literal, TextIO
+from typing import Any, Final, Literal, TextIO
 
 import structlog
+
+from walstream.telemetry.redaction import Redactor
 
 SERVER_STARTED: Final = "server.started"
 SERVER_DRAINING: Final = "server.draining"
@@ -70,6 +72,8 @@ PEER_LOST: Final = "peer.lost"
 MIRROR_STARTED: Final = "mirror.started"
 MIRROR_LOST: Final = "mirror.lost"
 MIRROR_DROPPED: Final = "mirror.dropped"
+CERTIFICATE_LOADED: Final = "certificate.loaded"
+CERTIFICATE_REFUSED: Final = "certificate.refused"
 HEALTH_CHANGED: Final = "health.changed"
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -79,11 +83,14 @@ def configure(
     level: Literal["debug", "info", "warning", "error"] = "info",
     form: Literal["", "json", "console"] = "",
     stream: TextIO | None = None,
+    redactor: Redactor | None = None,
 ) -> None:
     """Set structlog up for the process; libraries that use the standard module end in the same lines.
 
-    ``form``: "" is console on a terminal, json else. ``stream``: standard error unless given.
+    ``form``: "" is console on a terminal, json else. ``stream``: standard error unless given. ``redactor``: knows the
+    secrets of this process.
     """
+    hide = redactor or Redactor()
     out = stream if stream is not None else sys.stderr
     as_json = form == "json" or (form == "" and not out.isatty())
     shared: list[structlog.typing.Processor] = [
@@ -91,10 +98,22 @@ def configure(
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+
+    def without_secrets(_: Any, __: str, event: Any) -> Any:
+        return hide.value(event)
+
+    # Tracebacks without the values of variables: those hold tokens, rows and passwords.
     last: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
+            without_secrets,
+            structlog.processors.JSONRenderer(),
+        ]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=out.isatty())]
+        else [
+            structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback),
+            without_secrets,
+        ]
     )
     structlog.configure(
         processors=[*shared, *last],

@@ -44,7 +44,7 @@ Watched = Literal[
 JOIN_RESULTS: Final = ("ok", "refused", "failed")
 BUS_REASONS: Final = ("malformed", "forged", "late", "replayed", "missing", "crowded")
 REFUSAL_REASONS: Final = (
-    "request", "key", "origin", "metrics_token", "draining", "busy",
+    "request", "key", "origin", "metrics_token", "draining", "busy", "tls",
     "node_connections", "address_connections", "key_connections", "user_connections", "address_rate",
     "joins", "channels", "messages", "presence", "frames", "key_requests", "address_requests",
 )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
@@ -45,8 +46,11 @@ from walstream.shell.clients.sockets import (
     refusal,
 )
 from walstream.shell.clients.stream import SocketStream
+from walstream.shell.clients.tls_files import TlsFiles
+from walstream.shell.clients.tls_stream import TlsStream
 from walstream.shell.clients.websocket import WebSockets, check_handshake
 from walstream.shell.delivery.outbox import Drains, Outbox
+from walstream.shell.delivery.tls import TlsEngine, TlsOutbox
 from walstream.shell.health import Health
 from walstream.telemetry.log import CONNECTION_FAILED, LISTENER_OVERLOADED, SERVER_DRAINING
 from walstream.telemetry.metrics import Metrics
@@ -78,6 +82,7 @@ class Guards(NamedTuple):
 
     gate: Gate
     origins: Origins
+    tls: TlsFiles | None = None
 
 
 class Edge:
@@ -213,12 +218,15 @@ class Edge:
         accepted.setblocking(False)
         if accepted.family != socket.AF_UNIX:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        stream = SocketStream(accepted, Outbox(accepted, self._limits.outbox_bytes, self._drains.wake))
+        stream = self._stream(accepted)
         handed_over = False
         try:
             handed_over = await self._serve(stream, peer)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+        except (ssl.SSLError, trio.TooSlowError) as error:
+            reply = HttpReply(0, why="tls", code=getattr(error, "reason", None) or "too slow")
+            self._ledger.refused(reply, peer, None, trio.current_time())
         except Exception:  # bulkhead: a bug met by one connection ends that connection only
             log.exception(CONNECTION_FAILED, peer=peer)
         finally:
@@ -229,10 +237,19 @@ class Edge:
                 self._fewer_pending.set()
                 self._fewer_pending = None
 
+    def _stream(self, accepted: socket.socket) -> SocketStream:
+        limit, wake = self._limits.outbox_bytes, self._drains.wake
+        if self._guards.tls is None:
+            return SocketStream(accepted, Outbox(accepted, limit, wake))
+        engine = TlsEngine(accepted, self._guards.tls.context())
+        return TlsStream(accepted, engine, TlsOutbox(accepted, engine, limit, wake))
+
     # -- one connection
 
     async def _serve(self, stream: SocketStream, peer: str) -> bool:
-        """Returns whether the stream is a WebSocket's now."""
+        """Returns whether the stream is a WebSocket's now. Raises what ``TlsStream.handshake`` does."""
+        if isinstance(stream, TlsStream):
+            await stream.handshake(self._head_seconds())
         try:
             head = await read_head(stream, peer, seconds=self._head_seconds())
         except HeadError as error:
@@ -300,7 +317,10 @@ class Edge:
         if reply.delay_seconds:
             await trio.sleep(reply.delay_seconds)
         origin, host = (head.header("origin"), head.header("host")) if head is not None else (None, None)
-        further = [*self._guards.origins.allow_header(origin, host), *security_headers(https=False)]
+        further = [
+            *self._guards.origins.allow_header(origin, host),
+            *security_headers(https=self._guards.tls is not None),
+        ]
         await stream.send_all(http_answer(reply, further))
         await stream.linger(REFUSAL_SECONDS)
 

@@ -31,8 +31,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
     ``receive_some`` first gives back what was read already (``unread``). ``heard_at``: monotonic time of the newest
     inbound bytes. ``send_seconds``: how long ``send_all`` waits for a peer that does not read. Not safe for two
-    readers at once. A TLS stream may be put around this one; then frames must go through that stream's
-    ``send_all``, and never through ``outbox``.
+    readers at once. ``tls_stream.TlsStream`` is one that speaks TLS.
     """
 
     __slots__ = ("_replay", "_sock", "heard_at", "outbox", "send_seconds")

@@ -18,7 +18,7 @@ from walstream.auth import tokens
 from walstream.capture.names import parse_table_pattern
 from walstream.channel.topic import feed_topic
 from walstream.errors import EnvironmentFailure, TokenError, WalstreamError
-from walstream.shell.commands.daemon_health import reachable
+from walstream.shell.commands.daemon_health import reachable, tls_context
 from walstream.shell.commands.listen import APPLICATION_NAME, Wish, find
 from walstream.shell.commands.listen_output import Output, leaves
 from walstream.shell.database import slots
@@ -130,11 +130,15 @@ class Client:
     async def _connect(self, nursery: trio.Nursery, token: str) -> trio_websocket.WebSocketConnection:
         host, port = reachable(self._config.host), self._config.port
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        context = tls_context(self._config)
         query = urlencode({"vsn": "2.0.0", "apikey": token})
         try:
             with trio.fail_after(CONNECT_SECONDS):
                 return await trio_websocket.connect_websocket_url(
-                    nursery, f"ws://{address}{_PATH}?{query}", max_message_size=self._config.outbox_bytes
+                    nursery,
+                    f"{'wss' if context else 'ws'}://{address}{_PATH}?{query}",
+                    ssl_context=context,
+                    max_message_size=self._config.outbox_bytes,
                 )
         except (OSError, trio.TooSlowError) as error:
             raise DaemonUnreachable(

@@ -16,7 +16,9 @@ import psycopg2.extensions
 import psycopg2.extras
 import trio
 
+from walstream.config import passwords_of
 from walstream.errors import DatabaseRefused, DatabaseUnreachable, WalstreamError
+from walstream.telemetry.redaction import Redactor
 
 T = TypeVar("T")
 PgConnection = psycopg2.extensions.connection
@@ -66,7 +68,7 @@ def connect(
             keepalives_count=3,
         )
     except psycopg2.Error as error:
-        raise translate(error) from error
+        raise translate(error, Redactor(passwords_of(dsn))) from error
     if not replication:
         connection.autocommit = autocommit
     return connection
@@ -105,6 +107,14 @@ def one_snapshot(opened: PgConnection) -> Iterator[None]:
 _PLUGIN_REFUSED_REPAIR = (
     "a superuser runs: ALTER ROLE <streaming role> SET output_plugin_libraries = wal2json; "
     "or add wal2json to output_plugin_libraries for the whole server and reload"
+)
+
+_CERTIFICATE_WORDS = (
+    "certificate verify failed", "does not match host name", "root certificate file", "does not support SSL",
+)  # fmt: skip
+_CERTIFICATE_REPAIR = (
+    "sslrootcert names the file of the authority that signed the server's certificate, which has to be for the host in "
+    "database_url; the server needs ssl = on"
 )
 
 POOLER_REPAIR = "connect to PostgreSQL itself, by its own host and port: sessions and replication do not pass a pooler"
@@ -147,10 +157,16 @@ _TABLE: dict[str, tuple[str, str]] = {
 _UNREACHABLE_CLASSES = ("08", "57")  # connection exceptions; operator intervention: shutdown, crash, starting up
 
 
-def translate(error: psycopg2.Error) -> WalstreamError:
-    """Our error for one of psycopg2's; the caller raises it ``from`` the original."""
+def translate(error: psycopg2.Error, redactor: Redactor | None = None) -> WalstreamError:
+    """Our error for one of psycopg2's; the caller raises it ``from`` the original.
+
+    ``redactor``: knows the password, which libpq quotes when it cannot read a DSN.
+    """
     state = getattr(error, "pgcode", None) or ""
     text = (getattr(error.diag, "message_primary", None) or str(error)).strip() or type(error).__name__
+    text = redactor.text(text) if redactor is not None else text
+    if any(words in text for words in _CERTIFICATE_WORDS):
+        return DatabaseRefused(text, sqlstate=state, reason="certificate", repair=_CERTIFICATE_REPAIR)
     if state == "42501" and "output plugin" in text:
         return DatabaseRefused(text, sqlstate=state, reason="plugin_refused", repair=_PLUGIN_REFUSED_REPAIR)
     if state == "42704" and "replication slot" in text:

@@ -38,7 +38,7 @@ class State(enum.IntEnum):
 
 
 class Outbox:
-    """The unsent frames of one plain, non-blocking stream socket.
+    """The unsent frames of one plain, non-blocking stream socket (``tls.TlsOutbox`` for one that speaks TLS).
 
     All methods are synchronous and none raises: a dead connection is noticed here, remembered, and left to the reader
     side to report. ``limit_bytes``: queued bytes above which the next chunk is refused; a single chunk of any size
@@ -72,7 +72,7 @@ class Outbox:
         on_overflow: Callable[[Outbox], None] | None = None,
     ) -> None:
         self._sock = sock
-        self._send = sock.send
+        self._send: Callable[[bytes | memoryview], int] = sock.send
         self._wake = wake
         self._queue: list[bytes] | None = None  # None exactly when OPEN and empty: the one test of the fast path
         self._offset = 0  # bytes of the first chunk that are sent
@@ -83,6 +83,11 @@ class Outbox:
         self.sent_bytes = 0
         self.parked = False  # a rest waits for the kernel; ``drain`` is or will be running
         self.state = State.OPEN
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that are counted as queued and are in no chunk any more; none on a plain socket."""
+        return 0
 
     def push(self, chunk: bytes) -> bool:
         """Queue whole frames for the next ``flush``. False when they were refused (see ``state``)."""
@@ -129,7 +134,7 @@ class Outbox:
         self.state = State.SEALED
         begun = self._queue[:1] if self._queue and self._offset else []
         self._queue = [*begun, last]
-        self.queued_bytes = sum(map(len, self._queue)) - self._offset
+        self.queued_bytes = sum(map(len, self._queue)) - self._offset + self.held_bytes
         self.flush()
 
     def seal(self, last: bytes) -> None:
@@ -146,7 +151,7 @@ class Outbox:
         """After an overflow: take chunks again. The queue is as it was when the first chunk was refused, or shorter."""
         if self.state is State.OVERFLOW:
             self.state = State.OPEN
-            if not self._queue:
+            if not self.queued_bytes:
                 self._queue = None
 
     def die(self) -> None:
@@ -166,7 +171,8 @@ class Outbox:
             except (OSError, ValueError, trio.ClosedResourceError):  # closed meanwhile, or its number is -1 already
                 self.die()
                 return
-            if queue := self._queue:
+            queue = self._queue
+            if queue is not None:
                 self._write(queue)
 
     async def wait_empty(self) -> None:
@@ -276,7 +282,7 @@ def _send_rest(outbox: Outbox, chunk: bytes, sent: int) -> None:
     outbox.sent_bytes += sent
     outbox._queue = [chunk]  # noqa: SLF001
     outbox._offset = sent  # noqa: SLF001
-    outbox.queued_bytes = len(chunk) - sent
+    outbox.queued_bytes = len(chunk) - sent + outbox.held_bytes
     if sent:
         outbox._park()  # noqa: SLF001
     else:
