@@ -70,13 +70,17 @@ def _bind(protection: Protection, session: Session, row: Row) -> bool | Expressi
 
 @lru_cache(maxsize=ASKS_MAX)
 def _ask(protection: Protection, relation: Relation, catalog: Catalog) -> Ask:
-    """The same object for all viewers: who asks may keep what it made of it. Raises CatalogMiss."""
-    permissive = [policy for policy in protection.policies if policy.permissive]
+    """The same object for all viewers: who asks may keep what it made of it. Raises CatalogMiss.
+
+    In the order in which PostgreSQL itself puts them together (rewrite/rowsecurity.c, utils/cache/relcache.c), since
+    what is decided before a condition that fails never meets the failure.
+    """
+    permissive = [policy for policy in reversed(protection.policies) if policy.permissive]
     restrictive = [policy for policy in protection.policies if not policy.permissive]
-    policies = (*permissive, *restrictive)
+    policies = (*restrictive, *permissive)
     columns = tuple(sorted({column for policy in policies for column in policy.columns}))
-    parts = ["(" + " OR ".join(f"({policy.condition})" for policy in permissive) + ")"]
-    parts += [f"({policy.condition})" for policy in restrictive]
+    parts = [f"({policy.condition})" for policy in restrictive]
+    parts.append("(" + " OR ".join(f"({policy.condition})" for policy in permissive) + ")")
     return Ask(
         protection.schema,
         protection.table,

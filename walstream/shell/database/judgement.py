@@ -275,8 +275,7 @@ class Session:
                 middle = (part.start + part.stop) // 2
                 halves = [range(part.start, middle), range(middle, part.stop)]
             else:
-                row = question.rows[part.start]
-                doubts[part.start] = row.loss or "policy_error"
+                doubts[part.start] = self._reason(question, question.rows[part.start])
                 continue
             for half in halves:
                 try:
@@ -293,6 +292,18 @@ class Session:
         if "policy_error" not in doubts.values():
             return Outcome(frozenset(visible), doubts)
         return Outcome(frozenset(visible), doubts, _message(error), _repair(error))
+
+    def _reason(self, question: Question, row: Fragments) -> str:
+        """Why a row that cannot be judged is in doubt: for what its null may be, if as NULL it raises no error."""
+        if row.loss:
+            try:
+                self._true_for(question, row.texts[:1])
+            except psycopg2.Error as error:
+                if is_passing(error):
+                    raise
+            else:
+                return row.loss
+        return "policy_error"
 
 
 class Sessions:
