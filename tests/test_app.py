@@ -52,6 +52,19 @@ def test_errors_of_tasks_leave_their_groups() -> None:
         main(CONFIG)
 
 
+def test_rows_in_doubt_are_shown_by_health_and_metrics() -> None:
+    daemon = Daemon(CONFIG)
+    daemon.judge.doubts.count("public", "t", "policy_error", 3)
+    assert daemon.health.health()["doubts"] == [{"table": "public.t", "reason": "policy_error", "rows": 3}]
+
+    async def ask() -> str:
+        return daemon.metrics.page()[0].decode()
+
+    page = run(ask)
+    assert 'walstream_rows_in_doubt_total{reason="policy_error",table="public.t"} 3.0' in page
+    assert "walstream_rows_to_judge 0.0" in page
+
+
 def test_a_bug_stays_a_bug() -> None:
     async def fail(daemon: Daemon) -> None:
         async with trio.open_nursery():

@@ -166,8 +166,8 @@ class Daemon:
 
     def _make_judge(self, catalog: Catalog) -> Judge:
         # A pool of its own: nothing else waits behind policies.
-        pool = Database(self.config.database_url, f"{APPLICATION_NAME} (policies)", size=SESSIONS + 1)
-        return Judge(pool, catalog, Doubts())
+        self.judging = Database(self.config.database_url, f"{APPLICATION_NAME} (policies)", size=SESSIONS + 1)
+        return Judge(self.judging, catalog, Doubts())
 
     def _make_fanout(self, router: Router, access: TableAccess) -> Fanout:
         fanout = Fanout(
@@ -283,6 +283,8 @@ class Daemon:
 
     def _watch_numbers(self) -> None:
         self.health.subscriptions = lambda: len(self.pipeline.plan.rows)
+        self.health.doubts = self.judge.doubts.health
+        self.metrics.watch_doubts(self.judge.doubts.metrics)
         watch = self.metrics.watch
         watch("subscriptions", lambda: len(self.pipeline.plan.rows))
         watch("changes_in", lambda: self.pipeline.changes_in)
@@ -295,6 +297,7 @@ class Daemon:
         watch("broadcasts_refused", lambda: self.rooms.broadcasts_refused)
         watch("messages_stored", lambda: self.store.stored)
         watch("history_bytes", lambda: self.ring.size)
+        watch("rows_to_judge", lambda: len(self.judge))
         watch("history_seconds", lambda: self.ring.seconds_kept(trio.current_time()))
 
     def _stream_started(self) -> None:
@@ -347,6 +350,7 @@ class Daemon:
         await self.writer.aclose()
         await self.books.aclose()
         await self.judges.aclose()
+        await self.judging.aclose()
         await self.database.aclose()
         log.info(SERVER_STOPPED)
 
