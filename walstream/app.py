@@ -4,6 +4,7 @@
     ├── signals            first one drains, second one ends at once
     ├── edge               listeners, sockets, HTTP
     ├── expiries           tokens and waits that end
+    ├── credentials        key sets and lists of revoked tokens that change
     ├── joins              answers joins with what the database says; refreshes rights
     ├── rooms              writes what members say, tells who is present, waits where a client does
     ├── directory          who may be in which room
@@ -30,8 +31,9 @@ from __future__ import annotations
 import gc
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -39,6 +41,7 @@ import trio
 
 from walstream import __version__
 from walstream.auth.keys import ApiKeys
+from walstream.auth.rules import parse_required
 from walstream.auth.tokens import Verifier
 from walstream.channel.origins import Origins
 from walstream.config import Config, secrets_of
@@ -60,12 +63,13 @@ from walstream.shell.channels.wal_feed import WalFeed
 from walstream.shell.clients import http_broadcast, http_replay
 from walstream.shell.clients.admission import Admission, session_limits
 from walstream.shell.clients.connection import Connections
+from walstream.shell.clients.credentials import KeyKeeper, RevocationWatch
 from walstream.shell.clients.edge import Edge, Guards
 from walstream.shell.clients.expiries import Expiries
 from walstream.shell.clients.gate import Gate, GateLimits
 from walstream.shell.clients.http_app import HttpRules, make_app
 from walstream.shell.clients.joins import Joins
-from walstream.shell.clients.key_sets import load_key_set
+from walstream.shell.clients.key_sets import KeySetSource
 from walstream.shell.clients.limits import EdgeLimits, raise_open_files
 from walstream.shell.clients.tls_files import TlsFiles
 from walstream.shell.database.access import TableAccess
@@ -209,8 +213,14 @@ class Daemon:
     def _make_edge(self) -> Edge:
         config = self.config
         connections = Connections(self.joins, self.rooms, self.guests, self.expiries, self.metrics)
-        verifier = _verifier(config)
         self.tls = TlsFiles(config.tls_cert, config.tls_key) if config.tls_cert else None
+        source = KeySetSource(config.jwks)
+        verifier = _verifier(config, (source.load() or "") if config.jwks else "")
+        self.credentials: list[Callable[[], Awaitable[None]]] = [connections.run]
+        if config.jwks:
+            self.credentials.append(KeyKeeper(verifier, source).run)
+        if config.revoked:
+            self.credentials.append(RevocationWatch(verifier, Path(config.revoked), connections.recheck).run)
         gate, origins = Gate(GateLimits.of(config)), Origins(config.allowed_origins)
         rules = HttpRules(origins, gate, self.metrics, config.metrics_token, https=self.tls is not None)
         routes = [
@@ -339,6 +349,7 @@ class Daemon:
                 self.mirror.run,
                 self.watch.run,
                 self.reader.run,
+                *self.credentials,
             ):
                 nursery.start_soon(task)
             log.info(
@@ -408,10 +419,11 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield error
 
 
-def _verifier(config: Config) -> Verifier:
+def _verifier(config: Config, key_set: str = "") -> Verifier:
     return Verifier(
         config.jwt_secret,
-        load_key_set(config.jwks),
+        key_set,
         ApiKeys.parse(config.api_keys),
         open_role="" if config.has_keys else OPEN_ROLE,
+        required=parse_required(config.jwt_claims),
     )

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from walstream.auth.rules import parse_required
 from walstream.errors import ConfigError
 
 KIB = 1024
@@ -55,6 +56,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jwt_secret: str = ""  # HS256/384/512
     jwks: str = ""  # path or URL of a key set
     api_keys: str = ""  # key=role,key=role
+    jwt_claims: str = ""  # claim=value,claim=value that every token must have
+    revoked: str = ""  # path of a list of revoked tokens
     private_only: bool = False  # nobody joins, or sends to, a public room
     cluster_secret: str = ""  # seals what nodes tell each other
     allowed_origins: str = "*"  # pages that browsers may connect from, or * for all
@@ -225,6 +228,7 @@ def _check(config: Config) -> None:
         )
     if bool(config.tls_cert) != bool(config.tls_key):
         raise ConfigError("tls_cert and tls_key: one without the other", repair="set both, or neither for plain HTTP")
+    parse_required(config.jwt_claims)
     for pair in filter(None, config.api_keys.split(",")):
         if "=" not in pair or not pair.partition("=")[2].strip():
             raise ConfigError("api_keys: an entry is not key=role")

@@ -15,7 +15,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from jwt.utils import base64url_encode
 
 from walstream.auth.tokens import TOKEN_BYTES_MAX, Claims, ExpiredTokenError, Verifier, mint
-from walstream.errors import TokenError
+from walstream.errors import ConfigError, TokenError
 
 SECRET = "super-secret-jwt-token-with-at-least-32-characters-long"
 NOW = 1_700_000_000.5
@@ -162,6 +162,8 @@ def test_a_header_without_an_algorithm_is_refused(header: dict[str, object]) -> 
         {"jwk": {"kty": "oct", "k": base64url_encode(b"mine").decode()}},
         {"jku": "https://example.org/keys"},
         {"x5u": "https://example.org/cert"},
+        {"x5c": ["MIIB"]},
+        {"b64": False},
     ],
 )
 def test_a_token_that_brings_its_own_key_or_rules_is_refused(extra: dict[str, object]) -> None:
@@ -223,10 +225,105 @@ def test_without_a_secret_there_is_no_signer() -> None:
         {"role": "anon", "exp": "1999999999"},
         {"role": "anon", "exp": True},
         {"role": "anon", "exp": None},
+        {"role": ["anon"], "exp": GOOD["exp"]},
+        {"role": {"anon": 1}, "exp": GOOD["exp"]},
+        {"role": "anon", "exp": [GOOD["exp"]]},
+        {"role": "anon", "exp": 10**15 + 1},
+        {"role": "anon", "exp": 10**400},
+        {"role": "anon", "exp": 1e308},
+        {"role": "anon", "exp": -(10**16)},
     ],
 )
 def test_role_and_exp_are_required(claims: dict[str, object]) -> None:
     assert refusal(mint(SECRET, claims)) == FIELDS
+
+
+@pytest.mark.parametrize("exp", ["NaN", "Infinity", "-Infinity", "1e999", "1e", "0x10", "01"])
+def test_a_time_that_is_no_number_of_json_is_refused(exp: str) -> None:
+    payload = b'{"role":"anon","exp":%s}' % exp.encode()
+    assert refusal(jwt.PyJWS().encode(payload, SECRET)) in (MALFORMED, FIELDS)
+
+
+@pytest.mark.parametrize("exp", [0, -1, 1, int(NOW), 0.5, -1e14])
+def test_times_that_are_over_are_expired(exp: float) -> None:
+    assert refusal(mint(SECRET, {"role": "anon", "exp": exp}))[0] == "InvalidJWTToken"
+    assert "expired" in refusal(mint(SECRET, {"role": "anon", "exp": exp}))[1]
+
+
+@pytest.mark.parametrize(
+    ("header", "payload"),
+    [
+        (b'{"alg":"none","alg":"HS256"}', None),
+        (b'{"alg":"HS256","alg":"none"}', None),
+        (b'{"alg":"HS256","kid":"a","kid":"b"}', None),
+        (b'{"alg":"HS256","x":{"a":1,"a":2}}', None),
+        (b'{"alg":"HS256"}', b'{"role":"anon","role":"service_role","exp":1999999999}'),
+        (b'{"alg":"HS256"}', b'{"role":"anon","exp":1,"exp":1999999999}'),
+        (b'{"alg":"HS256"}', b'{"role":"anon","exp":1999999999,"m":{"a":1,"a":2}}'),
+    ],
+)
+def test_a_member_that_stands_twice_is_refused(header: bytes, payload: bytes | None) -> None:
+    """Its signature is good: only what it says is ambiguous."""
+    parts = (header, json.dumps(GOOD).encode() if payload is None else payload)
+    unsigned = ".".join(base64url_encode(part).decode() for part in parts)
+    signature = base64url_encode(hmac.digest(SECRET.encode(), unsigned.encode(), "sha256")).decode()
+    assert refusal(f"{unsigned}.{signature}") == MALFORMED
+
+
+@pytest.mark.parametrize(
+    "kid", [{"a": 1}, ["rsa"], 7, True, "../../dev/null", "' or 1=1 --", "rsa\0", "file:///etc/passwd", "RSA", " rsa"]
+)
+def test_a_key_id_is_a_name_and_nothing_else(kid: object) -> None:
+    unsigned = raw({"alg": "RS256", "kid": kid}, json.dumps(GOOD).encode()).rpartition(".")[0]
+    found = refusal(f"{unsigned}.{base64url_encode(b'x' * 256).decode()}")
+    assert found[0] in ("JwtSignerError", "MalformedJWT")
+
+
+def test_a_token_inside_a_token_is_not_opened() -> None:
+    inner = mint(SECRET, GOOD)
+    nested = jwt.PyJWS().encode(inner.encode(), SECRET, headers={"cty": "JWT"})
+    assert refusal(nested) == MALFORMED
+    assert refusal(jwt.PyJWS().encode(json.dumps(inner).encode(), SECRET)) == MALFORMED
+
+
+@pytest.mark.parametrize("change", ["+/", "=", "==", "%00", "%2e", ".", "~"])
+def test_base64_that_is_not_the_url_kind_is_refused(change: str) -> None:
+    token = mint(SECRET, GOOD)
+    header, payload, signature = token.split(".")
+    for bent in (f"{header}{change}.{payload}.{signature}", f"{header}.{payload}{change}.{signature}"):
+        with pytest.raises(TokenError):
+            VERIFIER.verify(bent, NOW)
+
+
+def test_every_other_bit_of_a_signature_counts() -> None:
+    token = mint(SECRET, GOOD)
+    body, _, signature = token.rpartition(".")
+    for at in range(0, len(signature) - 1, 7):
+        other = "A" if signature[at] != "A" else "B"
+        assert refusal(f"{body}.{signature[:at]}{other}{signature[at + 1 :]}") == SIGNATURE
+
+
+@pytest.mark.parametrize("size", [TOKEN_BYTES_MAX + 1, 10 * TOKEN_BYTES_MAX])
+def test_a_huge_header_or_signature_is_refused_unread(size: int) -> None:
+    assert refusal(f"{'a' * size}.b.c") == MALFORMED
+    assert refusal(f"{mint(SECRET, GOOD)}{'A' * size}") == MALFORMED
+
+
+def test_an_unknown_key_id_is_told_to_whoever_keeps_the_keys() -> None:
+    verifier, told = Verifier(SECRET, JWKS), []
+    verifier.on_unknown_key = lambda: told.append(1)
+    assert refusal(sign(RSA_KEY, "RS256", "new"), verifier) == signer_for("new")
+    assert told == [1]
+    assert refusal(renamed(mint(SECRET, GOOD), "none"), verifier) == SIGNER
+    verifier.verify(sign(SECRET, "HS256", "unknown"), NOW)
+    assert told == [1]
+    newer = json.dumps({"keys": [{**RSAAlgorithm.to_jwk(RSA_KEY.public_key(), as_dict=True), "kid": "new"}]})
+    assert verifier.replace_keys(newer) == 1
+    assert verifier.verify(sign(RSA_KEY, "RS256", "new"), NOW).role == "anon"
+    assert refusal(sign(RSA_KEY, "RS256", "rsa"), verifier) == signer_for("rsa")
+    with pytest.raises(ConfigError):
+        verifier.replace_keys("{")
+    assert verifier.verify(sign(RSA_KEY, "RS256", "new"), NOW).role == "anon"
 
 
 def test_an_expired_token_says_how_long_ago() -> None:

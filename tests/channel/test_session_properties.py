@@ -105,7 +105,7 @@ class SessionMachine(RuleBasedStateMachine):
         elif frame.event == "system":
             assert {"extension", "status", "message"} <= set(frame.payload)
         else:
-            assert frame.event == "phx_close"
+            assert frame.event in ("phx_close", "phx_error")
             assert all(request.topic != frame.topic for request in self.joined.values())
 
     @rule(topic=st.sampled_from(TOPICS), event=st.sampled_from(EVENTS[1:]), payload=PAYLOADS, stale=st.booleans())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.channel.channel_support import NOW, TODOS, TOPIC, Client, Frame, requests, token
+from tests.channel.channel_support import NOW, SECRET, TODOS, TOPIC, Client, Frame, requests, token
+from walstream.auth.rules import Revocations
+from walstream.auth.tokens import Verifier, mint
 from walstream.channel.effects import Accepted, Close, Complaint, JoinRequest, TokenRefreshed
 from walstream.channel.rate import Bucket
 from walstream.channel.session import SessionLimits
@@ -16,13 +18,72 @@ def refreshed(client: Client) -> list[TokenRefreshed]:
     return [effect for effect in client.effects if isinstance(effect, TokenRefreshed)]
 
 
-def goodbye(text: str) -> list[Frame]:
+def goodbye(text: str, event: str = "phx_close") -> list[Frame]:
+    """What a channel gets at its end; with ``phx_error`` its client joins again by itself."""
     payload = {"extension": "system", "status": "error", "message": text, "channel": "room1"}
-    return [Frame("1", None, TOPIC, "system", payload), Frame("1", "1", TOPIC, "phx_close", {})]
+    return [Frame("1", None, TOPIC, "system", payload), Frame("1", "1", TOPIC, event, {})]
 
 
 def renew(client: Client, value: object) -> list[Frame]:
     return client.send("access_token", {"access_token": value}, ref="12")
+
+
+# -- ends
+
+
+@pytest.mark.parametrize(
+    ("name", "event"),
+    [
+        ("Unauthorized", "phx_close"),
+        ("ChannelDeleted", "phx_close"),
+        ("TrackMessageSizeExceeded", "phx_close"),
+        ("ChannelChanged", "phx_error"),
+        ("UnableToConnectToProject", "phx_error"),
+        ("QueryCanceled", "phx_error"),
+        ("IncreaseConnectionPool", "phx_error"),
+        ("ConnectionRateLimitReached", "phx_error"),
+    ],
+)
+def test_an_end_says_whether_another_join_may_do(name: str, event: str) -> None:
+    client = Client()
+    request = client.joined()
+    assert client.did(client.session.end(request.serial, name, "why", NOW)) == goodbye("why", event)
+
+
+@pytest.mark.parametrize(
+    ("bad", "event"),
+    [
+        (token(-1), "phx_error"),
+        ("nonsense", "phx_close"),
+        (mint("x" * 40, {"role": "anon", "exp": int(NOW) + 60}), "phx_close"),
+        (mint(SECRET, {"exp": int(NOW) + 60}), "phx_close"),
+        (mint(SECRET, {"role": "anon", "exp": int(NOW) + 60}).replace("eyJ", "", 1), "phx_close"),
+    ],
+)
+def test_only_a_token_that_was_good_once_is_worth_another_try(bad: str, event: str) -> None:
+    client = Client()
+    client.joined(access_token=token(60))
+    assert [frame.event for frame in renew(client, bad)] == ["system", event]
+
+
+def test_a_revoked_token_ends_what_goes_by_it_and_lets_nobody_in() -> None:
+    verifier = Verifier(SECRET)
+    own, other = token(sub="ann", jti="a"), token(sub="ann", jti="b")
+    client = Client(verifier=verifier, key=own)
+    request = client.joined()
+    client.joined(topic="realtime:two", ref="2", access_token=other)
+    client.join(topic="realtime:three", ref="3")
+    assert client.did(client.session.recheck(NOW)) == []
+    verifier.revocations = Revocations.parse("a")
+    frames = client.did(client.session.recheck(NOW))
+    assert frames[:2] == goodbye("The token has been revoked")
+    assert frames[2].payload["response"] == {"reason": "TokenRevoked: The token has been revoked"}
+    assert not client.session.is_joined(request.serial)
+    assert len(client.session) == 1
+    [refused] = client.join(ref="4")
+    assert refused.payload["response"] == {"reason": "TokenRevoked: The token has been revoked"}
+    client.join(ref="5", access_token=other)
+    assert client.request.claims.jti == "b"
 
 
 # -- tokens
@@ -102,7 +163,7 @@ def test_a_token_that_was_put_off_may_have_expired_meanwhile() -> None:
     client.joined()
     renew(client, token(1000))
     renew(client, token(5))
-    assert client.tick(10.5) == goodbye("Token has expired 6 seconds ago")
+    assert client.tick(10.5) == goodbye("Token has expired 6 seconds ago", "phx_error")
 
 
 def test_a_token_for_a_join_without_answer_is_told_after_it() -> None:
@@ -124,7 +185,7 @@ def test_an_expired_token_ends_its_channel_and_no_other() -> None:
     client.joined(access_token=token(60))
     client.joined(topic="realtime:other", access_token=token(61))
     assert client.tick(59) == []
-    assert client.tick(1) == goodbye("Token has expired 0 seconds ago")
+    assert client.tick(1) == goodbye("Token has expired 0 seconds ago", "phx_error")
     assert client.kinds()[0] == "Left"
     assert len(client.session) == 1
 
@@ -221,7 +282,7 @@ def test_messages_above_the_rate_end_their_channel() -> None:
     client.joined()
     for _ in range(10):
         assert client.send("broadcast", {}) == []
-    assert client.send("broadcast", {}) == goodbye("Too many messages per second")
+    assert client.send("broadcast", {}) == goodbye("Too many messages per second", "phx_error")
     assert client.send("broadcast", {}) == []
     assert isinstance(client.effects[0], Complaint)
     client.now += 1
@@ -264,7 +325,7 @@ def test_presence_calls_above_the_bound_end_their_channel_alone() -> None:
     client.joined(topic="realtime:other", ref="2")
     for _ in range(3):
         assert track(client) == []
-    assert track(client) == goodbye("Client presence rate limit exceeded")
+    assert track(client) == goodbye("Client presence rate limit exceeded", "phx_error")
     assert Complaint("ClientPresenceRateLimitReached", "too many presence calls") in client.effects
     assert len(client.session) == 1
 

@@ -5,9 +5,9 @@ Keys live in ``keys``; which role may do what is PostgreSQL's to say, through th
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Final
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 from urllib.parse import unquote
 
 import jwt
@@ -17,11 +17,16 @@ from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jwt.algorithms import Algorithm, ECAlgorithm, HMACAlgorithm, OKPAlgorithm, RSAAlgorithm
 from jwt.exceptions import InvalidSignatureError, InvalidTokenError, PyJWTError
+from jwt.utils import base64url_decode
 
 from walstream.auth.keys import ApiKeys, Key, KeyMaterial, KeySet
+from walstream.auth.rules import Revocations, unmet
 from walstream.errors import TokenError
 
 TOKEN_BYTES_MAX: Final = 16 * 1024
+NUMBER_MAX: Final = 1e15
+"""Seconds since the epoch that a claim may name: what is further is a mistake, and more than clocks can be told."""
+
 KID_SHOWN_MAX: Final = 100  # characters of a token's own key id that go back to the client
 
 _CURVES: Final = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}
@@ -38,15 +43,19 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """What a verified token says. ``exp``: seconds since the epoch, None for what never expires.
+    """What a verified token says. ``exp`` and ``iat``: seconds since the epoch; without ``exp`` it never expires.
 
-    ``json``: all claims as the token wrote them, for PostgreSQL's ``request.jwt.claims``.
+    ``json``: all claims as the token wrote them, for PostgreSQL's ``request.jwt.claims``. ``jti`` and ``session``
+    (``session_id``): by which it may be revoked.
     """
 
     role: str
     sub: str = ""
     exp: int | None = None
     json: str = "{}"
+    iat: int | None = None
+    jti: str = ""
+    session: str = ""
 
     def check(self, now: float) -> None:
         """Raises ExpiredTokenError from ``exp`` on. ``now``: seconds since the epoch."""
@@ -118,13 +127,28 @@ class Verifier:
         api_keys: Mapping[str, str] | ApiKeys | None = None,
         *,
         open_role: str = "",
+        required: Mapping[str, str] | None = None,
     ) -> None:
-        """Raises ConfigError for a key set that cannot be read."""
+        """Raises ConfigError for a key set that cannot be read. ``required``: claims, and what they must be."""
+        self._required = required or {}
+        self.revocations = Revocations()
+        self.on_unknown_key: Callable[[], None] = lambda: None
         self._secret = secret.encode("utf-8")
         self._keys = KeySet.parse(jwks_text)
         self._api_keys = api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys)
         keyless = not (self._secret or len(self._keys) or len(self._api_keys))
         self.open_claims = _claims_of_role(open_role) if open_role and keyless else None
+
+    def replace_keys(self, jwks_text: str) -> int:
+        """Go by another key set from now on. Returns how many keys it has; raises ConfigError, and keeps the old."""
+        self._keys = KeySet.parse(jwks_text)
+        return len(self._keys)
+
+    def check(self, claims: Claims, now: float) -> None:
+        """Whether claims that were verified once still count. Raises TokenError."""
+        claims.check(now)
+        if self.revocations.has(token_id=claims.jti, session=claims.session, user=claims.sub, issued_at=claims.iat):
+            raise TokenError("TokenRevoked", "The token has been revoked")
 
     def verify(self, token: str, now: float) -> Claims:
         """The claims of a token or an API key. ``now``: seconds since the epoch. Raises TokenError, nothing else."""
@@ -138,7 +162,12 @@ class Verifier:
         compact = "".join(unquote(token).split())
         if not compact.isascii() or compact.count(".") != 2:
             raise _malformed()
-        return _read_claims(self._verified_payload(compact), now)
+        claims, said = _read_claims(self._verified_payload(compact), now)
+        missing = unmet(said, self._required)
+        if missing:
+            raise TokenError("InvalidJWTToken", f"Claim `{missing}` is not what this server requires")
+        self.check(claims, now)
+        return claims
 
     def _verified_payload(self, compact: str) -> bytes:
         try:
@@ -146,6 +175,8 @@ class Verifier:
         except PyJWTError as error:
             raise _malformed() from error
         algorithm, kid = header.get("alg"), header.get("kid", "")
+        if not _is_unambiguous(base64url_decode(compact.partition(".")[0])):
+            raise _malformed()
         if not isinstance(algorithm, str) or any(member in header for member in _UNDERSTOOD_NOWHERE):
             raise _signer(kid)
         try:
@@ -167,6 +198,8 @@ class Verifier:
             return key.material
         if type_ == "oct" and self._secret:
             return self._secret
+        if type_ and kid:
+            self.on_unknown_key()
         raise _signer(kid)
 
 
@@ -186,26 +219,47 @@ def _fits(key: Key, algorithm: str) -> bool:
     return key.algorithm in ("", algorithm)
 
 
-def _read_claims(payload: bytes, now: float) -> Claims:
+def _read_claims(payload: bytes, now: float) -> tuple[Claims, dict[str, Any]]:
     try:
         text = payload.decode("utf-8")
         claims = msgspec.json.decode(text)
     except (ValueError, RecursionError) as error:
         raise _malformed() from error
-    if not isinstance(claims, dict):
+    if not isinstance(claims, dict) or not _is_unambiguous(payload):
         raise _malformed()
     exp, role, sub = _number(claims.get("exp")), claims.get("role"), claims.get("sub")
     if exp is not None and exp <= now:
         raise ExpiredTokenError(int(now) - exp)
     if exp is None or not isinstance(role, str) or not role:
         raise TokenError("InvalidJWTToken", "Fields `role` and `exp` are required in JWT")
-    if "iat" in claims and _number(claims["iat"]) is None:
+    iat = _number(claims.get("iat"))
+    if "iat" in claims and iat is None:
         raise _malformed()
-    return Claims(role, sub if isinstance(sub, str) else "", exp, text)
+    return Claims(role, _text(sub), exp, text, iat, _text(claims.get("jti")), _text(claims.get("session_id"))), claims
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _is_unambiguous(text: bytes) -> bool:
+    """Whether no member of any object stands twice: readers would not agree on which counts (RFC 8725, 2.4)."""
+    try:
+        json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a member stands twice")
+    return found
 
 
 def _number(value: object) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -NUMBER_MAX <= value <= NUMBER_MAX:
         return None
     return round(value)
 

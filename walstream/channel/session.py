@@ -61,6 +61,14 @@ TOPIC_TOO_LONG: Final = "TopicNameTooLong: A topic has at most {} bytes, its pre
 WAITED_TOO_LONG: Final = (
     "PostgresChangesSubscribeTimeout: Timed out after {}ms waiting for the postgres_changes subscription"
 )
+RECOVERABLE: Final = frozenset(
+    {
+        "ChannelChanged", "ClientPresenceRateLimitReached", "ConnectionRateLimitReached", "IncreaseConnectionPool",
+        "JwtSignerError", "MessagePerSecondRateLimitReached", "QueryCanceled", "UnableToConnectToProject",
+    }
+)  # fmt: skip
+"""Ends after which another join may do: the client is told so by ``phx_error``, and official ones join again."""
+
 DISCONNECT: Final = b'{"extension":"system","status":"ok","message":"Server requested disconnect"}'
 
 _UNMATCHED: Final = b'{"reason":"unmatched topic"}'
@@ -259,7 +267,7 @@ class Session:
     def _authenticate(self, token: str | None, now: float) -> tuple[str, Claims]:
         """The token that a join goes by, and its claims. Raises TokenError."""
         if token is None or token == self._token or token.startswith(_OPAQUE_KEY):
-            self._claims.check(now)
+            self._verifier.check(self._claims, now)
             return self._token, self._claims
         return token, self._verifier.verify(token, now)
 
@@ -355,9 +363,21 @@ class Session:
         return [Send(self._codec.encode_reply(asked, status, response))]
 
     def end(self, serial: int, name: str, text: str, now: float) -> list[Effect]:
-        """End a channel, joined or not, for a reason that the client is told; it will not join again by itself."""
+        """End a channel, joined or not, for a reason that the client is told. Where the reason passes (``RECOVERABLE``)
+        its client joins again by itself.
+        """
         channel = self._serials.get(serial)
         return self._end(channel, name, text, now) if channel is not None else []
+
+    def recheck(self, now: float) -> list[Effect]:
+        """More tokens are revoked than before: end what goes by one of them."""
+        effects: list[Effect] = []
+        for channel in list(self._channels.values()):
+            try:
+                self._verifier.check(channel.claims, now)
+            except TokenError as error:
+                effects += self._end_token(channel, error, now)
+        return effects
 
     def drain(self) -> list[Effect]:
         """Tell every joined channel that the server is going away, and refuse all further joins."""
@@ -395,7 +415,7 @@ class Session:
         try:
             channel.claims.check(now)
         except ExpiredTokenError as error:
-            return effects + self._end(channel, error.name, error.text, now)
+            return effects + self._end_token(channel, error, now)
         if channel.wait_until is not None and channel.wait_until <= now:
             waited = round((channel.wait_until - channel.requested_at) * 1000)
             effects += self._left(channel)
@@ -438,7 +458,7 @@ class Session:
         try:
             claims = self._verifier.verify(token, now)
         except TokenError as error:
-            return self._end(channel, error.name, error.text, now)
+            return self._end_token(channel, error, now)
         channel.token, channel.claims, channel.refreshed_at = token, claims, now
         if channel.state is not State.JOINED:
             return []  # told after the join is answered
@@ -453,12 +473,21 @@ class Session:
         effects = self._forget(channel)
         return [*effects, Send(self._codec.encode_reply(message, "ok")), self._close_frame(channel)]
 
-    def _end(self, channel: Channel, name: str, text: str, now: float) -> list[Effect]:
+    def _end(
+        self, channel: Channel, name: str, text: str, now: float, *, is_recoverable: bool | None = None
+    ) -> list[Effect]:
+        """``is_recoverable``: by the name, unless given."""
         effects = self._left(channel)
         if channel.state is not State.JOINED:
             return effects + self._settle_badly(channel, f"{name}: {text}", now)
         self._drop(channel)
-        return [*effects, self._system(channel, "system", "error", text), self._close_frame(channel)]
+        event = "phx_error" if (name in RECOVERABLE if is_recoverable is None else is_recoverable) else "phx_close"
+        return [*effects, self._system(channel, "system", "error", text), self._close_frame(channel, event)]
+
+    def _end_token(self, channel: Channel, error: TokenError, now: float) -> list[Effect]:
+        """A token that ended is followed by a new one; one that never was good is not."""
+        recoverable = isinstance(error, ExpiredTokenError) or error.name in RECOVERABLE
+        return self._end(channel, error.name, error.text, now, is_recoverable=recoverable)
 
     def _forget(self, channel: Channel) -> list[Effect]:
         effects = self._left(channel)
@@ -481,11 +510,11 @@ class Session:
     def _frame(self, channel: Channel, event: str, payload: bytes) -> Send:
         return Send(self._codec.encode_push(channel.topic.text, event, payload, join_ref=channel.join_ref))
 
-    def _close_frame(self, channel: Channel) -> Send:
+    def _close_frame(self, channel: Channel, event: str = "phx_close") -> Send:
         join_ref = channel.join_ref
         # Clients without join refs tell by this ref whether it is their present join that ended.
         ref = join_ref if join_ref is not None else channel.ref
-        return Send(self._codec.encode_push(channel.topic.text, "phx_close", b"{}", join_ref=join_ref, ref=ref))
+        return Send(self._codec.encode_push(channel.topic.text, event, b"{}", join_ref=join_ref, ref=ref))
 
     def _system(
         self,

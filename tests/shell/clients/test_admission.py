@@ -82,7 +82,7 @@ def test_a_user_named_by_a_join_is_counted_and_refused_there() -> None:
             await ws.send(["2", "3", TOPIC, "access_token", {"access_token": token(sub="ada")}])
             assert (await read_frame(ws.client))[1] == b"the last change"
             frames = [await ws.read(), await ws.read()]
-            assert (frames[0].payload["message"], frames[1].event) == ("Too many connected users", "phx_close")
+            assert (frames[0].payload["message"], frames[1].event) == ("Too many connected users", "phx_error")
             samples = ws.shared.metrics.registry.get_sample_value
             assert samples("walstream_refusals_total", {"reason": "user_connections"}) == 2
 

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from tests.channel.channel_support import SECRET, TODOS, TOPIC, VSN_1, VSN_2, Frame, read, token
 from tests.shell.edge_support import masked, read_frame, read_head_text, socket_pair, upgrade_head
 from tests.support import run
+from walstream.auth.rules import Revocations
 from walstream.auth.tokens import Claims, Verifier, mint
 from walstream.channel.effects import Accepted, JoinRequest, Refused
 from walstream.channel.origins import Origins
@@ -321,6 +322,24 @@ def test_too_many_joins_close_the_connection() -> None:
 # -- time
 
 
+def test_a_token_that_is_revoked_ends_its_channel() -> None:
+    async def main() -> None:
+        async with served() as ws:
+            ws.joins.answer = Accepted()
+            await ws.send(join({}, access_token=mint(SECRET, {"role": "r", "exp": int(START) + 600, "jti": "a"})))
+            assert (await ws.read()).event == "phx_reply"
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ws.shared.run)
+                ws.owner._session._verifier.revocations = Revocations.parse("a")
+                ws.shared.recheck()
+                assert (await read_frame(ws.client))[1] == b"the last change"
+                assert (await ws.read()).payload["message"] == "The token has been revoked"
+                assert (await ws.read()).event == "phx_close"
+                nursery.cancel_scope.cancel()
+
+    run(main)
+
+
 def test_an_expired_token_ends_its_channel_by_itself() -> None:
     async def main() -> None:
         async with served() as ws:
@@ -333,7 +352,7 @@ def test_an_expired_token_ends_its_channel_by_itself() -> None:
             assert (await read_frame(ws.client))[1] == b"the last change"
             told = await ws.read()
             assert (told.event, told.payload["message"]) == ("system", "Token has expired 0 seconds ago")
-            assert (await ws.read()).event == "phx_close"
+            assert (await ws.read()).event == "phx_error"
             assert ws.shared.channels == 1
 
     run(main, autojump=True)

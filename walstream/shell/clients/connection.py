@@ -46,6 +46,9 @@ from walstream.telemetry.metrics import Metrics
 LOGGED_TOPIC_MAX: Final = 200
 """Characters of a client's own text in a log line."""
 
+RECHECK_SLICE: Final = 100
+"""Connections whose tokens are looked at before other tasks get a turn."""
+
 log = structlog.get_logger()
 
 
@@ -163,7 +166,31 @@ class Connections:
         self.metrics = metrics
         self.clock = clock
         self.channels = 0
+        self._open: dict[Connection, None] = {}
+        self._recheck_wanted = trio.Event()
         metrics.watch("channels", lambda: self.channels)
+
+    def opened(self, connection: Connection) -> None:
+        """One more."""
+        self._open[connection] = None
+
+    def closed(self, connection: Connection) -> None:
+        """One less."""
+        self._open.pop(connection, None)
+
+    def recheck(self) -> None:
+        """More tokens are revoked than before: end the channels that go by one, soon."""
+        self._recheck_wanted.set()
+
+    async def run(self) -> None:
+        """Do what ``recheck`` asked for, with turns for others between, until cancelled."""
+        while True:
+            await self._recheck_wanted.wait()
+            self._recheck_wanted = trio.Event()
+            for number, connection in enumerate(list(self._open)):
+                connection.recheck()
+                if number % RECHECK_SLICE == 0:
+                    await trio.lowlevel.checkpoint()
 
 
 class Connection:
@@ -197,6 +224,7 @@ class Connection:
         self._channels = 0
         self._complained: frozenset[str] = frozenset()
         shared.report.opened(socket.id, self._facts)
+        shared.opened(self)
 
     def _facts(self) -> ConnectionFacts:
         socket = self._socket
@@ -243,6 +271,7 @@ class Connection:
         if self._ticket is not None:
             self._ticket.give_back()
         self._shared.report.closed(self._socket.id)
+        self._shared.closed(self)
         self._perform(self._session.leave_all())
 
     # -- for joins and deadlines
@@ -280,6 +309,10 @@ class Connection:
         """See ``Ticked``."""
         self._deadline = None
         self._from_outside(lambda: self._session.tick(now))
+
+    def recheck(self) -> None:
+        """End what goes by a token that is revoked."""
+        self._from_outside(lambda: self._session.recheck(self._shared.clock()))
 
     # -- performing
 
