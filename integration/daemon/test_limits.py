@@ -171,7 +171,7 @@ def test_presence_calls_above_the_bound_end_the_channel(node: Node) -> None:
                 await client.push("realtime:p", "presence", {"type": "presence", "event": "track", "payload": {}})
             system = await client.next("system", topic="realtime:p")
             assert system.payload["message"] == "Client presence rate limit exceeded"
-            await client.next("phx_close", topic="realtime:p")
+            await client.next("phx_error", topic="realtime:p")
             await client.heartbeat()
 
     trio.run(main)
