@@ -68,6 +68,9 @@ class Judge:
         assert ask is ASK
         return self.pending.setdefault((viewer, id(row)), (row, Verdict()))[1]
 
+    def cluster_changed(self) -> None:
+        """Nothing waits for a cluster here."""
+
     def answer(self, choice: int) -> None:
         if self.pending:
             key = list(self.pending)[choice % len(self.pending)]

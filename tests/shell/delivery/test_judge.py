@@ -205,6 +205,27 @@ def test_a_snapshot_says_nothing_of_what_was_written_after_it(server: Server) ->
     beside(server, work)
 
 
+def test_transactions_of_another_cluster_are_not_waited_for(server: Server) -> None:
+    old, new = (Transaction(xid=xid, commit_lsn=Lsn(lsn), commit_at=0, changes=()) for xid, lsn in ((99, 999), (7, 70)))
+
+    async def work() -> None:
+        server.snapshot = NOW._replace(xmin=99, in_progress=frozenset({99}))
+        waiting = server.ask(ADA, [row(1)], old)
+        await trio.sleep(1)
+        assert answers(waiting) == [None]
+        server.snapshot = Snapshot(7, 7, frozenset(), flush_lsn=70, insert_lsn=70, server_start=2.0)
+        server.judge.cluster_changed()
+        early = server.ask(BOB, [row(2, "bob")], new)
+        await trio.sleep(1)
+        assert answers(waiting) == [True]
+        assert answers(early) == [None], "the snapshot of the other cluster would see it"
+        server.snapshot = server.snapshot._replace(xmin=8, xmax=8)
+        await trio.sleep(1)
+        assert answers(early) == [True]
+
+    beside(server, work)
+
+
 def test_a_database_that_is_away_is_asked_again(server: Server) -> None:
     async def work() -> None:
         server.failures = [DatabaseUnreachable("gone") for _ in range(9)]

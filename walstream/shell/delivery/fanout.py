@@ -72,6 +72,10 @@ class Asking(Protocol):
         """The answer, which may come later. ``is_old``: the row is the one before the change."""
         ...
 
+    def cluster_changed(self) -> None:
+        """Transactions of before are of another cluster: they cannot be waited for."""
+        ...
+
 
 class _Queued(NamedTuple):
     """A transaction that waits for its slices."""
@@ -135,6 +139,8 @@ class Fanout:
         for member in self._members.joining:
             self._members.settle(member)
         self._members.joining.clear()
+        if self._judge is not None:
+            self._judge.cluster_changed()
 
     # -- joining and leaving
 

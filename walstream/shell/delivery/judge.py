@@ -256,6 +256,17 @@ class Judge:
         self._newest = newest
         return newest
 
+    def cluster_changed(self) -> None:
+        """Forget what was seen: no snapshot of another cluster will ever see the transactions that wait.
+
+        They are judged by what there is now.
+        """
+        self._snapshot = self._newest = None
+        for _, queue in self._hidden.values():
+            _move(queue, self._ready)
+        self._hidden.clear()
+        self._work.set()
+
     def _is_visible(self, transaction: Transaction) -> bool:
         """Whether the newest snapshot sees it; that it was decoded says only that its commit is in the WAL.
 
