@@ -207,6 +207,7 @@ def text(rng: random.Random, depth: int = 0) -> str:
             "auth.uid()::text",
             f"({_number(rng, 'int')})::text",
             "current_user::text",
+            "null::text",
             quote(rng.choice(TEXTS)) + "::text",
         )
     )
@@ -224,6 +225,7 @@ def uuid(rng: random.Random) -> str:
             f"({_json(rng)} ->> 'sub')::uuid",
             f"(select ({_json(rng)} ->> 'sub')::uuid)",
             "current_setting('request.jwt.claim.sub', true)::uuid",
+            "null::uuid",
             f"nullif({_json(rng)} ->> 'sub', '')::uuid",
             quote(rng.choice(UUIDS)) + "::uuid",
         )
@@ -289,7 +291,7 @@ def _listed(rng: random.Random, make: Callable[[random.Random], str]) -> str:
 
 def _text_leaf(rng: random.Random) -> str:
     column = rng.choice(_TEXT_COLUMNS)
-    literals = _listed(rng, lambda rng: quote(rng.choice(TEXTS)))
+    literals = _listed(rng, lambda rng: "null" if rng.random() < 0.1 else quote(rng.choice(TEXTS)))
     return rng.choice(
         (
             _compare(rng, column, text(rng), _EQUAL),
@@ -299,6 +301,7 @@ def _text_leaf(rng: random.Random) -> str:
             f"{column} = any (array[{literals}])",
             f"{column} <> all (array[{literals}])",
             f"{column} = any ('{{a,b,é,\"a b\"}}'::text[])",
+            f"{column} <> all ('{{}}'::text[])",
             f"{column} = any (array[{_listed(rng, text)}]::text[])",
             f"{column} = any (array({_elements(rng)}))",
             f"{column} {rng.choice(('in', 'not in'))} ({_elements(rng)})",
@@ -328,7 +331,7 @@ def _typed_leaf(rng: random.Random) -> str:
             f"owner is distinct from {uuid(rng)}",
             _compare(rng, column, number(rng), _ORDER),
             _compare(rng, column, number(rng), _EQUAL),
-            f"{column} in (1, 2)",
+            f"{column} {rng.choice(('in', 'not in'))} (1, 2{rng.choice(('', ', null'))})",
             f"{column} = any ('{{1,2,-1}}'::int[])",
             f"number in ({_elements(rng, '::int')})",
             f"big = any (array({_elements(rng, '::bigint')}))",

@@ -149,3 +149,45 @@ def test_what_only_a_stored_row_has_is_a_problem(
     )
     (policy,) = protections(connection, roles, "docs")["reader"].policies
     assert policy.problem == "system_column"
+
+
+UID = "select nullif(current_setting('request.jwt.claim.sub', true), '')::uuid"
+
+
+@pytest.mark.parametrize(
+    ("function", "understood"),
+    [
+        (f"create function who() returns uuid language sql stable as $${UID}$$", True),
+        (f"create function who() returns uuid language sql security definer as $$\n{UID} ;$$", True),
+        (f"create function who() returns uuid language sql stable set search_path = '' as $${UID}$$", True),
+        (f"create function who() returns uuid language sql stable set search_path = pg_catalog as $${UID}$$", True),
+        (f"create function who() returns uuid language sql stable set search_path = public as $${UID}$$", False),
+        (f"create function who() returns uuid language sql stable set role = postgres as $${UID}$$", False),
+        (f"create function who() returns uuid language plpgsql stable as $$ begin return ({UID}); end $$", False),
+        (f"create function who() returns uuid language sql stable return ({UID})", False),
+        ("create function who() returns uuid language sql stable as 'select null::uuid'", False),
+    ],
+)
+def test_functions_are_understood_by_their_bodies(
+    database: TestDatabase, connection: PgConnection, roles: dict[str, str], function: str, understood: bool
+) -> None:
+    database.execute(
+        f"{function}; create table t (a uuid); alter table t enable row level security;"
+        "create policy p on t using (a = who())"
+    )
+    (policy,) = protections(connection, roles, "t")["reader"].policies
+    assert (policy.formula is not None) is understood
+
+
+def test_a_function_that_a_role_may_not_call_is_left_to_postgresql(
+    database: TestDatabase, connection: PgConnection, roles: dict[str, str]
+) -> None:
+    database.execute(
+        f"create function who() returns uuid language sql stable as $${UID}$$; create table t (a uuid);"
+        "alter table t enable row level security; create policy p on t using (a = who());"
+        f"revoke execute on function who() from public; grant execute on function who() to {roles['writer']}"
+    )
+    found = protections(connection, roles, "t")
+    assert [found[role].policies[0].formula is not None for role in ("reader", "writer")] == [False, True]
+    database.execute("create or replace function who() returns uuid language sql stable as 'select null::uuid'")
+    assert protections(connection, roles, "t")["writer"].policies[0].formula is None

@@ -30,17 +30,19 @@ Json: TypeAlias = "str | bool | Number | list[Json] | dict[str, Json] | None"
 def session_settings(viewer: Viewer) -> dict[str, str]:
     """Settings of a transaction in which PostgreSQL evaluates policies for the viewer.
 
-    ``request.jwt.claim.sub`` and ``.role`` are "" where the claim is missing or no text. Values may hold what
-    PostgreSQL refuses.
+    ``request.jwt.claim.sub`` is "" where the claim is missing or no text. Values may hold what PostgreSQL refuses.
     """
     try:
         document = msgspec.json.decode(viewer.claims)
     except ValueError:
         document = None
-    claims = document if isinstance(document, dict) else {}
-    found = [claims.get(name) for name in ("sub", "role")]
-    sub, role = (value if isinstance(value, str) and "\0" not in value else "" for value in found)
-    return {ROLE: viewer.role, CLAIMS: viewer.claims, SUB: sub, ROLE_CLAIM: role}
+    sub = document.get("sub") if isinstance(document, dict) else None
+    return {
+        ROLE: viewer.role,
+        CLAIMS: viewer.claims,
+        SUB: sub if isinstance(sub, str) and "\0" not in sub else "",
+        ROLE_CLAIM: viewer.role,
+    }
 
 
 def parse(text: str) -> Json:

@@ -49,7 +49,7 @@ def _value(oid: int, datum: Datum, labels: Mapping[int, str]) -> str | int | boo
         return _text(data.split(b"\0", 1)[0])
     if oid == UUID and len(data) == 16:
         return str(uuid.UUID(bytes=data))
-    if oid == BOOL and len(data) in (4, 8) and data[0] in (0, 1):
+    if oid == BOOL and len(data) in (4, 8) and data[0] in (0, 1) and not any(data[1:]):
         return data[0] == 1
     if oid in _LENGTHS and len(data) >= _LENGTHS[oid]:
         return int.from_bytes(data[: _LENGTHS[oid]], "little", signed=True)
