@@ -241,7 +241,7 @@ def test_every_known_body_means_what_it_says(world: World) -> None:
                 unsure += expected[0]
                 continue
             assert (True, found) == expected, (viewer, body)
-    assert unsure < CASES // 500, "hardly ever without an error of PostgreSQL's"
+    assert unsure < CASES // 500 * 3, "mostly where PostgreSQL raises an error, or a key comes twice"
 
 
 def value(world: World, viewer: Viewer, expression: str) -> tuple[bool, object]:

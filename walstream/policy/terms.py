@@ -148,7 +148,7 @@ class NullIf(_Term, frozen=True):
 
 
 class Coalesce(_Term, frozen=True):
-    """``coalesce(parts)``: those after the first that is not NULL are not evaluated."""
+    """``coalesce(parts)``. The planner may evaluate parts that the executor would not, and meet their errors."""
 
     parts: tuple[Term, ...]
 
@@ -158,11 +158,8 @@ class Coalesce(_Term, frozen=True):
         return self.parts[0].type
 
     def _of(self, session: Session) -> Scalar:
-        for part in self.parts:
-            value = part(session)
-            if value is not None:
-                return value
-        return None
+        values = [part(session) for part in self.parts]
+        return next((value for value in values if value is not None), None)
 
 
 class Read(_Term, frozen=True):
