@@ -114,7 +114,7 @@ def test_the_question_has_all_policies_and_is_one_object_for_all_viewers() -> No
     )  # fmt: skip
     ask = guard(protection, VIEWER, RELATION, CATALOG)
     assert isinstance(ask, Ask)
-    assert ask.condition == "((sql of q) OR (r)) AND (sql of p) AND (s)"
+    assert ask.condition == "(sql of p) AND (s) AND ((r) OR (sql of q))"
     assert ask.columns == (("price", "numeric"), ("team", "text"))
     assert (ask.loose, ask.problem) == (frozenset({"price"}), "system_column")
     assert guard(protection, Viewer("anon", "{}"), RELATION, CATALOG) is ask
