@@ -3,7 +3,19 @@
 import importlib
 import sys
 
-NAMES = ("latency", "bindings", "drain", "fanout", "memory", "broadcast", "presence", "bus", "store", "policies")
+NAMES = (
+    "latency",
+    "bindings",
+    "drain",
+    "fanout",
+    "memory",
+    "broadcast",
+    "presence",
+    "bus",
+    "store",
+    "policies",
+    "row_security",
+)
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or NAMES:

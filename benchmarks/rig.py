@@ -43,9 +43,9 @@ grant select on public.bench to anon, authenticated, service_role;
 """
 
 
-def token(role: str = "service_role") -> str:
+def token(role: str = "service_role", **claims: object) -> str:
     """A token that the daemon of this rig accepts."""
-    return jwt.encode({"role": role, "exp": int(time.time()) + 86400}, SECRET, algorithm="HS256")
+    return jwt.encode({"role": role, "exp": int(time.time()) + 86400, **claims}, SECRET, algorithm="HS256")
 
 
 @contextmanager
