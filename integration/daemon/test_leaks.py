@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -13,7 +15,8 @@ import trio
 from integration.daemon.conftest import Node, Start
 from integration.daemon.leaks import Got, User, Workload, complaints
 from integration.fixtures.daemon import token
-from integration.fixtures.postgres import fresh_database
+from integration.fixtures.node import eventually
+from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, prepared_template
 from integration.fixtures.ws import PhoenixClient, phoenix
 from walstream.shell.commands.private_cluster import Cluster
 
@@ -87,3 +90,62 @@ def test_each_user_gets_what_policies_show_and_nothing_else(
     assert {(doubt["table"], doubt["reason"]) for doubt in doubts} <= {("public.guarded_1", "key_only_old_row")}, (
         json.dumps(doubts)
     )
+
+
+HELD_UP = """
+create table public.members (team int, uid text, primary key (team, uid));
+create table public.asked (id int primary key, team int);
+create table public.own (id int primary key, owner text);
+alter table public.asked enable row level security;
+alter table public.own enable row level security;
+create policy team on public.asked for select using (
+    exists (select from public.members m where m.team = asked.team and m.uid = current_setting('request.jwt.claim.sub'))
+);
+create policy own on public.own for select using (owner = current_setting('request.jwt.claim.sub', true));
+grant select on public.members, public.asked, public.own to authenticated;
+"""
+
+
+def test_rows_are_judged_only_when_their_transaction_can_be_seen(start: Start, tmp_path: Path) -> None:
+    """A synchronous standby that hangs: the WAL has the commit, and nobody sees it. Its membership is in it, too."""
+
+    def write(database: TestDatabase, statement: str) -> None:
+        with contextlib.closing(database.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+
+    async def main(node: Node) -> None:
+        database = node.database
+        bearer = token("authenticated", sub="ada")
+        async with phoenix(node.daemon.websocket_url, apikey=bearer) as client, trio.open_nursery() as nursery:
+            for table in ("asked", "own"):
+                await client.subscribe(f"realtime:{table}", {"event": "*", "schema": "public", "table": table})
+            write(database, "alter system set synchronous_standby_names = 'nobody'")
+            write(database, "select pg_reload_conf()")
+            eventually(lambda: database.scalar("show synchronous_standby_names") == "nobody")
+            hung = (
+                "insert into asked values (1, 7); insert into members values (7, 'ada');"
+                "insert into own values (1, 'ada')"
+            )
+            nursery.start_soon(trio.to_thread.run_sync, write, database, hung)
+            # What needs no asking is there at once, although nobody else can see the row yet.
+            (own,) = await client.changes(1, topic="realtime:own")
+            assert own["record"] == {"id": 1, "owner": "ada"}
+            assert database.scalar("select count(*) from own") == 0
+            assert not [frame for frame in await client.drain() if frame.topic == "realtime:asked"]
+            write(database, "alter system reset synchronous_standby_names")
+            write(database, "select pg_reload_conf()")
+            (asked,) = await client.changes(1, topic="realtime:asked")
+            assert asked["record"] == {"id": 1, "team": 7}
+
+    with (
+        fresh_cluster(tmp_path) as cluster,
+        prepared_template(cluster) as template,
+        fresh_database(cluster, template) as database,
+        start(database) as node,
+    ):
+        database.execute(HELD_UP)
+        for table in ("asked", "own"):
+            node.capture(table)
+        trio.run(main, node)
+        node.assert_unharmed()
+        assert node.health()["doubts"] == []
