@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 from walstream.policy import formula as f
+from walstream.policy import operators as o
 from walstream.policy import terms as t
 from walstream.policy.claims import CLAIMS, ROLE
 from walstream.policy.constants import constant, list_constant
@@ -17,63 +18,8 @@ from walstream.policy.nodes import Node, Unreadable, Value, walk
 
 DEFAULT_COLLATION, C_COLLATION, POSIX_COLLATION = 100, 950, 951
 
-_SIGNS: Final[Mapping[t.Comparison, t.Comparison]] = {
-    "eq": "eq", "neq": "neq", "lt": "gt", "lte": "gte", "gt": "lt", "gte": "lte"
-}  # fmt: skip
-
-_ORDER: Final[tuple[t.Comparison, ...]] = ("eq", "neq", "lt", "lte", "gt", "gte")
-
-
-class _Operator(NamedTuple):
-    op: t.Comparison
-    left: int
-    right: int
-
-
-# =, <>, <, <=, >, >= by the types of both sides (pg_operator.dat).
-_OPERATORS: Final[Mapping[int, _Operator]] = {
-    oid: _Operator(op, left, right)
-    for left, right, oids in (
-        (t.BOOL, t.BOOL, (91, 85, 58, 1694, 59, 1695)),
-        (t.INT2, t.INT2, (94, 519, 95, 522, 520, 524)),
-        (t.INT2, t.INT4, (532, 538, 534, 540, 536, 542)),
-        (t.INT2, t.INT8, (1862, 1863, 1864, 1866, 1865, 1867)),
-        (t.INT4, t.INT2, (533, 539, 535, 541, 537, 543)),
-        (t.INT4, t.INT4, (96, 518, 97, 523, 521, 525)),
-        (t.INT4, t.INT8, (15, 36, 37, 80, 76, 82)),
-        (t.INT8, t.INT2, (1868, 1869, 1870, 1872, 1871, 1873)),
-        (t.INT8, t.INT4, (416, 417, 418, 420, 419, 430)),
-        (t.INT8, t.INT8, (410, 411, 412, 414, 413, 415)),
-        (t.TEXT, t.TEXT, (98, 531, 664, 665, 666, 667)),
-        (t.NAME, t.NAME, (93, 643)),
-        (t.NAME, t.TEXT, (254, 259)),
-        (t.TEXT, t.NAME, (260, 265)),
-        (f.BPCHAR, f.BPCHAR, (1054, 1057)),
-        (t.UUID, t.UUID, (2972, 2973, 2974, 2976, 2975, 2977)),
-        (f.ENUM, f.ENUM, (3516, 3517, 3518, 3520, 3519, 3521)),
-    )
-    for op, oid in zip(_ORDER, oids, strict=False)
-}
-
-_MEMBER: Final = {3962: False, 3964: False, 3211: False, 3212: False, 3963: True, 3965: True, 3477: True, 3481: True}
-"""-> and ->> of json and jsonb: whether the result is text."""
-
-_PATH: Final = {3213: False, 3206: True}
-"""#> and #>> of jsonb."""
-
-_HAS_KEY: Final = 3247
-_CURRENT_SETTING, _CURRENT_SETTING_OK = 2077, 3294
-_TEXT_OF_NAME, _TEXT_OF_BOOL = 406, 2971
-_STRING_TO_ARRAY: Final = 394
-_ELEMENTS: Final = frozenset({3465, 3969})
-"""jsonb_array_elements_text, json_array_elements_text."""
-
-_RESIZE: Final = {714: t.INT2, 314: t.INT2, 480: t.INT4, 313: t.INT4, 481: t.INT8, 754: t.INT8}
-_OF_JSONB: Final = {3556: t.BOOL, 3450: t.INT2, 3451: t.INT4, 3452: t.INT8}
-
 _TEXTS: Final = frozenset({t.TEXT, t.VARCHAR})
 _PRINTED: Final = frozenset({t.UUID, t.INT2, t.INT4, t.INT8})
-_CURRENT_USER: Final = frozenset({9, 10, 11})  # CURRENT_ROLE, CURRENT_USER, USER of SQLValueFunctionOp
 _ANY_SUBLINK, _EXPR_SUBLINK, _ARRAY_SUBLINK = 2, 4, 6
 _PARAM_SUBLINK: Final = 2
 _RTE_FUNCTION: Final = 3
@@ -225,9 +171,9 @@ class _Reader:
         args = node.nodes("args")
         _need(len(args) == 2)
         oid = node.number("opno")
-        if oid == _HAS_KEY:
+        if oid == o.HAS_KEY:
             return self._has_key(*args)
-        if oid in _MEMBER or oid in _PATH:
+        if oid in o.MEMBER or oid in o.PATH:
             return self._told(node)
         operator = self._operator(oid, node)
         if operator.op not in ("eq", "neq") and operator.left == t.TEXT:
@@ -239,10 +185,10 @@ class _Reader:
         _need(term.type == t.BOOL)
         return f.Told(term)
 
-    def _operator(self, oid: int, node: Node) -> _Operator:
+    def _operator(self, oid: int, node: Node) -> o.Operator:
         """The operator, if it compares as bytes compare. Raises _Strange."""
-        _need(oid in _OPERATORS)
-        operator = _OPERATORS[oid]
+        _need(oid in o.OPERATORS)
+        operator = o.OPERATORS[oid]
         if {operator.left, operator.right} & {t.TEXT, t.NAME, f.BPCHAR}:
             self._check_collation(node)
         return operator
@@ -251,13 +197,13 @@ class _Reader:
         collation = node.number("inputcollid")
         _need(collation in (DEFAULT_COLLATION, C_COLLATION, POSIX_COLLATION) or collation in self._names.collations)
 
-    def _compared(self, operator: _Operator, left: Node, right: Node) -> f.Formula:
+    def _compared(self, operator: o.Operator, left: Node, right: Node) -> f.Formula:
         op = operator.op
         column = self._column(left, operator.left)
         if column is not None:
             value = self._side(right, operator.right)
         else:
-            column, op = self._column(right, operator.right), _SIGNS[op]
+            column, op = self._column(right, operator.right), o.SIGNS[op]
             value = self._side(left, operator.left)
             if column is None:
                 return f.TermCompare(self._side(right, operator.right), op, value)
@@ -295,7 +241,7 @@ class _Reader:
         found = self._in(operator, args[0], self._list(args[1], operator.right))
         return found if operator.op == "eq" else f.Negation(found)
 
-    def _in(self, operator: _Operator, left: Node, values: t.List) -> f.Formula:
+    def _in(self, operator: o.Operator, left: Node, values: t.List) -> f.Formula:
         column = self._column(left, operator.left)
         if column is not None:
             return f.ColumnIn(column, values)
@@ -379,9 +325,9 @@ class _Reader:
     def _call(self, node: Node) -> t.Term:
         oid, args = node.number("funcid"), node.nodes("args")
         _need(not node.flag("funcretset") and not node.flag("funcvariadic"))
-        if oid in (_CURRENT_SETTING, _CURRENT_SETTING_OK):
+        if oid in (o.CURRENT_SETTING, o.CURRENT_SETTING_OK):
             name = self.term(args[0])
-            missing_ok = t.Fixed(t.BOOL, False) if oid == _CURRENT_SETTING else self.term(args[1])
+            missing_ok = t.Fixed(t.BOOL, False) if oid == o.CURRENT_SETTING else self.term(args[1])
             if isinstance(name, t.Fixed) and isinstance(missing_ok, t.Fixed) and isinstance(name.value, str):
                 setting = name.value.lower()
                 _need(setting in (CLAIMS, ROLE) or (setting + ".").startswith("request.jwt.claim."))
@@ -394,29 +340,29 @@ class _Reader:
             return term
         _need(len(args) == 1)
         term = self.term(args[0])
-        if oid in _RESIZE:
-            return t.Resize(term, _RESIZE[oid])
-        if oid in _OF_JSONB:
-            return t.Read(term, _OF_JSONB[oid])
-        if oid == _TEXT_OF_BOOL:
+        if oid in o.RESIZE:
+            return t.Resize(term, o.RESIZE[oid])
+        if oid in o.OF_JSONB:
+            return t.Read(term, o.OF_JSONB[oid])
+        if oid == o.TEXT_OF_BOOL:
             return t.Print(term)
-        _need(oid == _TEXT_OF_NAME and isinstance(term, t.CurrentUser))
+        _need(oid == o.TEXT_OF_NAME and isinstance(term, t.CurrentUser))
         return t.CurrentUser(t.TEXT)
 
     def _member(self, node: Node) -> t.Term:
         oid, args = node.number("opno"), node.nodes("args")
         _need(len(args) == 2)
         part = self.term(args[0])
-        if oid in _MEMBER:
+        if oid in o.MEMBER:
             key = self.term(args[1])
             if not isinstance(key, t.Fixed) or not isinstance(key.value, str | int):
                 raise _Strange
-            return t.Member(part, key.value, _MEMBER[oid])
-        _need(oid in _PATH)
+            return t.Member(part, key.value, o.MEMBER[oid])
+        _need(oid in o.PATH)
         keys = tuple(fixed.value for fixed in self._fixed_list(args[1]))
         texts = tuple(key for key in keys if isinstance(key, str))
         _need(len(texts) == len(keys))
-        return t.Path(part, texts, _PATH[oid])
+        return t.Path(part, texts, o.PATH[oid])
 
     def _first_known(self, node: Node) -> t.Term:
         parts = tuple(self.term(part) for part in node.nodes("args"))
@@ -426,7 +372,7 @@ class _Reader:
     def _nullif(self, node: Node) -> t.Term:
         args = node.nodes("args")
         operator = self._operator(node.number("opno"), node)
-        _need(operator == _Operator("eq", t.TEXT, t.TEXT) and len(args) == 2)
+        _need(operator == o.Operator("eq", t.TEXT, t.TEXT) and len(args) == 2)
         part, other = self._side(args[0], t.TEXT), self._side(args[1], t.TEXT)
         if not isinstance(other, t.Fixed) or not isinstance(other.value, str):
             raise _Strange
@@ -435,7 +381,7 @@ class _Reader:
         return t.NullIf(part, other.value)
 
     def _current_user(self, node: Node) -> t.Term:
-        _need(node.number("op") in _CURRENT_USER)
+        _need(node.number("op") in o.CURRENT_USER)
         return t.CurrentUser()
 
     def _scalar_select(self, node: Node) -> t.Term:
@@ -471,7 +417,7 @@ class _Reader:
                 return self._elements(node.node("subselect"))
             case "FUNCEXPR":
                 args = node.nodes("args")
-                _need(node.number("funcid") == _STRING_TO_ARRAY and len(args) == 2)
+                _need(node.number("funcid") == o.STRING_TO_ARRAY and len(args) == 2)
                 delimiter = self._side(args[1], t.TEXT)
                 if isinstance(delimiter, t.Fixed) and isinstance(delimiter.value, str) and delimiter.value:
                     return t.Parts(self._side(args[0], t.TEXT), delimiter.value)
@@ -509,7 +455,7 @@ class _Reader:
         return self._elements_call(functions[0].node("funcexpr"), wanted)
 
     def _elements_call(self, node: Node, wanted: int) -> t.Elements:
-        _need(node.kind == "FUNCEXPR" and node.number("funcid") in _ELEMENTS)
+        _need(node.kind == "FUNCEXPR" and node.number("funcid") in o.ELEMENTS)
         args = node.nodes("args")
         _need(len(args) == 1)
         return t.Elements(self.term(args[0]), wanted)
