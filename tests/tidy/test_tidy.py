@@ -135,7 +135,9 @@ def test_a_link_is_found_without_its_anchor_and_an_address_is_left_alone() -> No
     assert rules.links(text) == ["b/c.md"]
 
 
-@pytest.mark.parametrize("name", ["scripts/dev", "scripts/test", "scripts/bench", "scripts/lock", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["scripts/dev", "scripts/test", "scripts/bench", "scripts/lock", "scripts/fuzz", "scripts/audit", ".ci/run"]
+)
 def test_a_script_is_executable_and_parses(name: str) -> None:
     bash = shutil.which("bash")
     assert bash, "the scripts need bash"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
+from jsonschema import FormatChecker
 from jsonschema.exceptions import SchemaError, ValidationError
 from jsonschema.validators import extend, validator_for
 from referencing import Registry
@@ -30,6 +31,9 @@ SCHEMA_BYTES_MAX: Final = 131_072
 
 TEXT_MAX: Final = 300
 """Characters of the text that the sender gets."""
+
+_NO_FORMATS: Final = FormatChecker(())
+"""The library's own would have Python compile every pattern, which warns of some and takes any number of repeats."""
 
 _encode: Final = msgspec.json.Encoder(order="sorted").encode
 
@@ -88,7 +92,7 @@ class Schemas:
             return "the event has a schema, which bytes cannot fit"
         try:
             value = msgspec.json.decode(payload)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, ValueError, RecursionError):  # a ValueError for what is no UTF-8
             return "the payload is not JSON"
         _Steps.left = STEPS_MAX
         try:
@@ -115,7 +119,7 @@ def _compiled(schema: object) -> Any:
         raise SchemaFault("a schema is an object or a boolean")
     base = validator_for(schema, default=_DEFAULT)
     try:
-        base.check_schema(schema)
+        base.check_schema(schema, format_checker=_NO_FORMATS)
         if isinstance(schema, Mapping):
             # Whatever part says which draft it is written in would be checked by the library's own validator.
             schema = {name: part for name, part in schema.items() if name != "$schema"}
