@@ -73,30 +73,7 @@ def test_the_fast_road_takes_nothing_that_the_strict_one_refuses(
             assert outcome(reader.decoder.decode, broken) == outcome(decoder._strict, broken)
 
 
-@settings(max_examples=50)
-@given(workloads(), st.data())
-def test_a_run_says_what_its_messages_say(workload: tuple[Table, Work], data: st.DataObject) -> None:
-    table, work = workload
-    rows = [row("I", table, new) for action, new, _ in work if action == "I" and new is not None]
-    if not rows:
-        return
-    reader, _ = reader_of(table)
-    twin, _ = reader_of(table)
-    for each in (reader, twin):
-        each.read([Wal2jsonSpeaker().begin(), *rows[:1] * 3])
-    at = data.draw(st.integers(0, len(rows[0])))
-    junk = data.draw(st.just(b"") | st.binary(max_size=2))
-    run = [*rows, rows[0][:at] + junk + rows[0][at:]] if junk else rows
-    starts = [*range(7, 7 + len(run))]
-    changes = reader.decoder.decode_run(run, starts)
-    if changes is not None:  # else nothing was counted
-        for found, payload, start in zip(changes, run, starts, strict=True):
-            assert shown(found) == shown(change(twin.decoder.decode(payload, start)))
-    after = [shown(change(each.one(rows[0]))) for each in (reader, twin)]
-    assert after[0] == after[1]
-
-
-def test_rows_of_one_table_are_a_run() -> None:
+def test_a_run_takes_the_fast_road() -> None:
     reader, decoder = reader_of(T)
     rows = [row("I", T, ROW | {"id": str(n)}) for n in range(5)]
     reader.read(rows[:3])

@@ -38,7 +38,9 @@ class Tally:
     def commit(self, at: int) -> None:
         """The transaction is committed. ``at``: when, in µs since the Unix epoch."""
         for admission in self._touched:
-            captured = self._captured.setdefault(admission.row_id, Captured())
+            captured = self._captured.get(admission.row_id)
+            if captured is None:
+                captured = self._captured[admission.row_id] = Captured()
             captured.changes += admission.pending
             captured.latest = max(captured.latest, at)
             admission.pending = 0

@@ -5,7 +5,7 @@ Which plugins exist is in the package's ``DECODERS``; how records become transac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol, TypeAlias
 
 from walstream.model import Change, Record
@@ -21,8 +21,6 @@ class Decoder(Protocol):
     """Reads the messages of one output plugin. One connection's stream goes through one decoder, in order."""
 
     plugin: str
-    run_head: bytes
-    """How messages begin that ``decode_run`` may take; empty where it takes none."""
 
     def options(self) -> dict[str, str]:
         """Plugin options for START_REPLICATION (PostgreSQL 17, 53.4)."""
@@ -39,9 +37,16 @@ class Decoder(Protocol):
         ...
 
     def decode_run(self, payloads: Sequence[bytes], starts: Sequence[int]) -> list[Change] | None:
-        """What ``decode`` would say of each, in less time, if all are INSERTs of the newest message's table.
+        """What ``decode`` would say of each, in less time, if all are INSERTs into one table that was met before.
 
-        ``starts``: their LSNs. None, with nothing done, where one of them is not, or needs a closer look.
+        ``starts``: their LSNs. None, with nothing done, where one of them is not, or needs a closer look. Raises
+        CatalogMiss, with nothing done, as ``decode`` does.
+        """
+        ...
+
+    def runs(self, payloads: Sequence[bytes], first: int) -> Iterable[tuple[int, int]]:
+        """The messages from ``first`` on in pieces, by index: each a single one, or a run for ``decode_run`` to try.
+
         Raises nothing.
         """
         ...

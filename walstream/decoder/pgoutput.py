@@ -6,12 +6,14 @@ The server describes each relation before its first row; everything else comes f
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Final
 
 from walstream.decoder.api import MESSAGE_PREFIX, Wanted
 from walstream.decoder.nested import NULL
 from walstream.decoder.relations import Relations, arrange, restore, root_name
+from walstream.decoder.runs import cut
 from walstream.decoder.values import Converter, from_text, type_info
 from walstream.errors import DecodeError
 from walstream.model import (
@@ -36,6 +38,9 @@ _YEAR_1, _YEAR_10000 = -62_135_596_800 * 1_000_000, 253_402_300_800 * 1_000_000
 _BEGIN: Final = struct.Struct("!xQqI")
 _COMMIT: Final = struct.Struct("!xBQQq")
 _MESSAGE: Final = struct.Struct("!xBQ")
+_KIND: Final = itemgetter(0)
+"""Of a message: its first byte says what it is."""
+
 _INT16: Final = struct.Struct("!H")
 _INT32: Final = struct.Struct("!I")
 _COLUMN_TYPE: Final = struct.Struct("!Ii")
@@ -67,7 +72,6 @@ class Pgoutput:
     """The decoder. ``publication_names``: the publications whose tables are sent."""
 
     plugin = "pgoutput"
-    run_head = b""
 
     def __init__(self, catalog: Catalog, *, wanted: Wanted, publication_names: tuple[str, ...] = ()) -> None:
         self._catalog = catalog
@@ -101,7 +105,29 @@ class Pgoutput:
 
     def decode_run(self, payloads: Sequence[bytes], starts: Sequence[int]) -> list[Change] | None:
         """See ``Decoder.decode_run``."""
-        return None
+        head = payloads[0][:6]  # I, the relation's OID, N
+        told = self._told.get(int.from_bytes(head[1:5], "big"))
+        if told is None or not told.wanted or told.relation is None or head[5:] != b"N":
+            return None
+        rows = []
+        try:
+            for payload in payloads:
+                row, end = self._row(told, payload, 6)
+                if end != len(payload) or not payload.startswith(head):
+                    return None
+                rows.append(row)
+        except (DecodeError, struct.error, IndexError, ValueError):
+            return None
+        relation, ordinal = told.relation, self._ordinal
+        self._ordinal = ordinal + len(rows)
+        return [
+            Change(relation, Operation.INSERT, row, None, start, number)
+            for number, (row, start) in enumerate(zip(rows, starts, strict=True), ordinal)
+        ]
+
+    def runs(self, payloads: Sequence[bytes], first: int) -> Iterable[tuple[int, int]]:
+        """See ``Decoder.runs``."""
+        return cut(payloads, first, _KIND)
 
     def _decode(self, payload: bytes, data_start: int) -> Record | None:
         kind = payload[:1]

@@ -44,6 +44,7 @@ class Listing(NamedTuple):
 class Shape:
     """How to read the messages with one listing. ``match`` begins at the message's ``"schema":``; see ``learn``.
 
+    ``table``: how its messages name their table.
     ``converters``: of the cells of both lists, one after the other. ``is_plain``: a new row in the relation's own
     order and nothing else, so that the converted cells are the row.
     """
@@ -54,19 +55,19 @@ class Shape:
         "_listing",
         "_new",
         "_old",
-        "_table",
         "action",
         "converters",
         "is_plain",
         "match",
         "operation",
         "relation",
+        "table",
     )
 
     def __init__(self, listing: Listing, table: bytes, relation: Relation, catalog: Catalog) -> None:
         """``table``: the members of the message that name it. Raises CatalogMiss, or DecodeError for alien columns."""
         self._listing = listing
-        self._table = table
+        self.table = table
         self.match = NO_MATCH
         self.action = ord(listing.action)
         self.operation = OPERATIONS[listing.action]
@@ -90,7 +91,7 @@ class Shape:
             self.match is NO_MATCH
             and len(self._listing.columns or ()) + len(self._listing.identity or ()) <= MAX_COLUMNS
         ):
-            self.match = _pattern(self._listing, self._table)
+            self.match = _pattern(self._listing, self.table)
 
     def converted(self, rows: Iterable[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
         """The rows of several messages with raw values converted; the same value as in the row before only once.

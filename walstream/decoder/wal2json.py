@@ -7,15 +7,18 @@ Whatever that does not recognise goes the strict road, which is the reference an
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import count, repeat
+from operator import itemgetter
 from typing import Annotated, Final
 
 import msgspec
 
 from walstream.decoder.api import MESSAGE_PREFIX, Wanted
 from walstream.decoder.relations import Listed, Relations, merge, root_name
+from walstream.decoder.runs import cut
 from walstream.decoder.shapes import NO_MATCH, OPERATIONS, Listing, Shape
 from walstream.decoder.values import NEVER_TOASTED
 from walstream.errors import DecodeError
@@ -45,6 +48,9 @@ _BEGIN: Final = re.compile(
 _COMMIT: Final = re.compile(
     rb'\{"action":"C",.*"nextlsn":"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})"\}', re.DOTALL
 ).fullmatch
+
+_ACTION: Final = itemgetter(11)
+"""Of a message: the letter in ``{"action":"I"``."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -102,7 +108,6 @@ class Wal2json:
     """The decoder. ``filter_tables``: wal2json's own list of tables to leave out."""
 
     plugin = "wal2json"
-    run_head = b'{"action":"I"'
 
     def __init__(self, catalog: Catalog, *, wanted: Wanted, filter_tables: str = "") -> None:
         self._catalog = catalog
@@ -181,8 +186,16 @@ class Wal2json:
 
     def decode_run(self, payloads: Sequence[bytes], starts: Sequence[int]) -> list[Change] | None:
         """See ``Decoder.decode_run``."""
-        shape, match, at = self._shape, self._match, self._at
-        if shape is None or not shape.is_plain or not all(map(bytes.isascii, payloads)):
+        first = payloads[0]
+        at = first.find(b'"schema":')
+        shape = self._shape
+        if shape is None or shape.action != first[11] or not first.startswith(shape.table, at):
+            self._find(first)
+            shape = self._shape
+        match = self._match
+        if shape is None or not shape.is_plain:
+            return None
+        if not (all(map(bytes.isascii, payloads)) or _is_utf8(b"".join(payloads))):
             return None
         try:
             rows = [match(payload, at).groups() for payload in payloads]  # type: ignore[union-attr]  # caught
@@ -191,14 +204,15 @@ class Wal2json:
         if shape.converters:
             try:
                 rows = shape.converted(rows)
-            except (CatalogMiss, DecodeError):
+            except DecodeError:
                 return None
         relation, operation, ordinal = shape.relation, shape.operation, self._ordinal
         self._ordinal = ordinal + len(rows)
-        return [
-            Change(relation, operation, row, None, start, number)
-            for number, (row, start) in enumerate(zip(rows, starts, strict=True), ordinal)
-        ]
+        return [*map(Change, repeat(relation), repeat(operation), rows, repeat(None), starts, count(ordinal))]
+
+    def runs(self, payloads: Sequence[bytes], first: int) -> Iterable[tuple[int, int]]:
+        """See ``Decoder.runs``."""
+        return cut(payloads, first, _ACTION)
 
     def _begin(self, payload: bytes, data_start: int) -> Record | None:
         try:

@@ -34,7 +34,9 @@ _Pick = Callable[[Row], Row]
 
 def commit_timestamp(microseconds: int) -> bytes:
     """``2026-03-01T12:00:00.123Z`` from microseconds since the Unix epoch."""
-    seconds, rest = divmod(min(max(microseconds, 0), _LATEST), 1_000_000)
+    if not 0 <= microseconds <= _LATEST:
+        microseconds = min(max(microseconds, 0), _LATEST)
+    seconds, rest = divmod(microseconds, 1_000_000)
     return b"%b.%03dZ" % (_second(seconds), rest // 1000)
 
 
@@ -80,12 +82,13 @@ class Moment:
 class InsertRun:
     """Says what ``Renderer.data`` says of many INSERTs, each between a frame's prefix and suffix, in far less time."""
 
-    __slots__ = ("_end", "_middle", "_pick", "_start")
+    __slots__ = ("_final", "_middle", "_pick", "_plain", "_start")
 
     def __init__(self, start: bytes, middle: bytes, end: bytes, pick: _Pick | None) -> None:
         self._start = start
         self._middle = middle
-        self._end = end
+        self._plain = b'%d"}' + end
+        self._final = b'%d","last":true}' + end
         self._pick = pick
 
     def fill(
@@ -95,18 +98,18 @@ class InsertRun:
 
         ``size_max``: bytes. None where a row is larger or has gaps: then each needs a closer look.
         """
-        text = b"".join((self._start, commit_timestamp, self._middle, position_head, b"%d"))
-        plain = b'%b"}%b' % (text, self._end)
-        final = b'%b","last":true}%b' % (text, self._end)
+        text = b"".join((self._start, commit_timestamp, self._middle, position_head))
+        plain, final = text + self._plain, text + self._final
         pick = self._pick
         newest = changes[-1]
         try:
             if pick is None:
-                rows = [plain % (*change.new, change.ordinal) for change in changes]  # type: ignore[misc]  # of INSERTs
-                rows[-1] = final % (*newest.new, newest.ordinal)  # type: ignore[misc]  # of an INSERT
+                # Added up, which takes half the time that a display takes.
+                rows = [plain % (change.new + (change.ordinal,)) for change in changes[:-1]]  # type: ignore[operator]  # noqa: RUF005
+                rows.append(final % (*newest.new, newest.ordinal))  # type: ignore[misc]  # of an INSERT
             else:
-                rows = [plain % (*pick(change.new), change.ordinal) for change in changes]  # type: ignore[arg-type]  # of INSERTs
-                rows[-1] = final % (*pick(newest.new), newest.ordinal)  # type: ignore[arg-type]  # of an INSERT
+                rows = [plain % (*pick(change.new), change.ordinal) for change in changes[:-1]]  # type: ignore[arg-type]  # of INSERTs
+                rows.append(final % (*pick(newest.new), newest.ordinal))  # type: ignore[arg-type]  # of an INSERT
         except TypeError:
             return None
         return None if max(map(len, rows)) > size_max else rows

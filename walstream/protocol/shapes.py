@@ -30,7 +30,7 @@ class TransactionText(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, transaction: Transaction, cluster: str, max_record_bytes: int = RECORD_BYTES_MAX) -> TransactionText:
         """``cluster``: the database cluster's name inside positions."""
-        head = f"{cluster}.{transaction.xid:x}.{transaction.commit_lsn:x}.".encode("ascii")
+        head = b"%b.%x.%x." % (cluster.encode("ascii"), transaction.xid, transaction.commit_lsn)
         return cls(Moment(transaction.commit_at, transaction.xid), head, max_record_bytes)
 
     def position(self, change: Change) -> bytes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from operator import itemgetter
 from typing import Any, cast
 from unittest import mock
 
@@ -16,6 +17,7 @@ from tests.support import run
 from walstream import decoder
 from walstream.capture.plan import Plan, subscription_row
 from walstream.decoder import MESSAGE_PREFIX
+from walstream.decoder.runs import cut
 from walstream.errors import EnvironmentFailure, WalstreamError
 from walstream.history.ring import Ring
 from walstream.model import (
@@ -58,18 +60,17 @@ class Script:
     """A decoder: message ``n`` is its nth record; a miss is raised until what it misses was loaded."""
 
     plugin = "wal2json"
-    run_head = b"w"
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.replanned = 0
-        self.runs: list[int] = []  # how many messages each had
+        self.tried: list[int] = []  # how many messages each run had
 
     def options(self) -> dict[str, str]:
         return {"an": "option"}
 
     def decode(self, payload: bytes, data_start: int) -> Record | None:
-        record = self.rig.records[int(payload.lstrip(b"w"))]
+        record = self.rig.records[int(payload[1:])]
         if isinstance(record, CatalogMiss):
             if record.relations <= self.rig.catalog.relations.keys():
                 return None
@@ -77,10 +78,13 @@ class Script:
         return record
 
     def decode_run(self, payloads: Sequence[bytes], starts: Sequence[int]) -> list[Change] | None:
-        self.runs.append(len(payloads))
+        self.tried.append(len(payloads))
         records = [self.rig.records[int(payload[1:])] for payload in payloads]
         changes = [record for record in records if isinstance(record, Change) and record.relation is TABLE]
         return changes if len(changes) == len(records) else None
+
+    def runs(self, payloads: Sequence[bytes], first: int) -> Iterable[tuple[int, int]]:
+        return cut(payloads, first, itemgetter(0))
 
     def replan(self) -> None:
         self.replanned += 1
@@ -170,14 +174,15 @@ class Rig:
 
     async def feed(self, *records: Record | CatalogMiss | None) -> None:
         """As the reader does."""
+        payloads = []
         for record in records:
             is_insert = isinstance(record, CatalogMiss) or getattr(record, "operation", None) is Operation.INSERT
-            payload = b"%b%d" % (b"w" if is_insert else b"", len(self.records))
+            payloads.append(b"%b%d" % (b"I" if is_insert else b"-", len(self.records)))
             self.records.append(record)
-            try:
-                self.pipeline.receive(payload, 0)
-            except CatalogMiss as miss:
-                await self.pipeline.recover(miss, payload, 0)
+        try:
+            self.pipeline.receive(payloads, [0] * len(payloads))
+        except CatalogMiss as miss:
+            await self.pipeline.recover(miss)
         await self.pipeline.flush()
 
     async def transaction(self, *records: Record | CatalogMiss, xid: int = 0, at: int = 0) -> int:
@@ -336,19 +341,36 @@ def test_the_inserts_of_a_transaction_are_decoded_together() -> None:
     async def main(rig: Rig) -> None:
         for _ in range(2):
             await rig.transaction(*[insert(n) for n in range(1, 7)])
-        assert rig.decoder.runs == [4, 5]  # the table's first and each transaction's first have come before
+        assert rig.decoder.tried == [6, 6]
         assert rig.ordinals == [*range(6)] * 2
         assert [each.last for each in got(rig.wire)] == [*[False] * 5, True] * 2
 
     scene(main, "public.things")
 
 
-def test_what_waits_is_bounded() -> None:
+def test_a_transaction_may_come_in_pieces() -> None:
     async def main(rig: Rig) -> None:
+        for _ in range(2):
+            rig.commit += 10
+            await rig.feed(Begin(rig.commit, 0), insert(1), insert(2))
+            await rig.feed(insert(3))
+            await rig.feed(*[insert(n) for n in range(4, 8)])
+            assert len(rig.ring) == len(set(rig.commits))
+            await rig.feed(insert(8), Commit(rig.commit))
+        assert rig.ordinals == [*range(8)] * 2
+        assert rig.pipeline.changes_in == 16
+
+    scene(main, "public.things")
+
+
+def test_rows_that_wait_for_the_assembler_are_bounded() -> None:
+    async def main(rig: Rig) -> None:
+        await rig.transaction(insert())
         with mock.patch.object(pipeline_module, "BATCH_BYTES", 5):
-            await rig.transaction(*[insert(n) for n in range(1, 9)])
-        assert max(rig.decoder.runs) <= 3
-        assert rig.ordinals == [*range(8)]
+            await rig.feed(Begin(70, 0), *[insert(n) for n in range(1, 9)])
+            assert rig.pipeline._batch == []
+            await rig.feed(Commit(700))
+        assert rig.ordinals == [0, *range(8)]
 
     scene(main, "public.things")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -100,6 +100,8 @@ class Base:
         self.answers: deque[Any] = deque()
         self.prepared = 0
         self.received: list[bytes] = []
+        self.waiting: deque[bytes] = deque()
+        self.gulps: list[int] = []
         self.missing: dict[bytes, float] = {}
         self.position = 0
         self.flushed = 0
@@ -120,18 +122,28 @@ class Base:
     async def open(self, stream: Stream) -> Mapping[str, str]:
         await trio.lowlevel.checkpoint()
         self.opened.append(stream)
+        self.waiting.clear()
         return {"an": "option"}
 
-    def receive(self, payload: bytes, data_start: int) -> None:
-        if payload in self.missing:
-            raise CatalogMiss(relations=[("public", "t")])
-        if payload == b"broken":
-            raise DecodeError("broken")
-        self.received.append(payload)
+    def receive(self, payloads: Sequence[bytes], starts: Sequence[int]) -> None:
+        assert len(payloads) == len(starts)
+        assert not self.waiting
+        self.gulps += [len(payloads)] if payloads else []
+        self.waiting.extend(payloads)
+        self._take()
 
-    async def recover(self, miss: CatalogMiss, payload: bytes, data_start: int) -> None:
-        await trio.sleep(self.missing.pop(payload))
-        self.receive(payload, data_start)
+    def _take(self) -> None:
+        while self.waiting:
+            payload = self.waiting[0]
+            if payload in self.missing:
+                raise CatalogMiss(relations=[("public", "t")])
+            if payload == b"broken":
+                raise DecodeError("broken")
+            self.received.append(self.waiting.popleft())
+
+    async def recover(self, miss: CatalogMiss) -> None:
+        await trio.sleep(self.missing.pop(self.waiting[0]))
+        self._take()
 
     async def flush(self) -> None:
         self.flushed += 1
@@ -309,6 +321,7 @@ def test_a_message_that_lacks_something_is_finished_before_the_next() -> None:
     rig.base.missing = {b"miss": 3.0}
     rig.run(seconds=10)
     assert rig.base.received == [b"a", b"miss", b"b"]
+    assert rig.base.gulps == [3]
 
 
 def test_a_catalog_that_does_not_answer_ends_the_stream() -> None:
@@ -317,7 +330,7 @@ def test_a_catalog_that_does_not_answer_ends_the_stream() -> None:
     rig.base.missing = {b"miss": TIMEOUT}
     rig.run(seconds=TIMEOUT)
     assert len(rig.opened) == 2
-    assert first.reads == 1, "nothing is read after so long a pause"
+    assert first.reads == 3, "nothing is read after so long a pause"
     assert first.closed
 
 
@@ -448,9 +461,10 @@ def test_an_error_in_the_stream_is_told_and_the_stream_begins_again(error: Excep
 
 
 def test_a_broken_message_is_counted() -> None:
-    rig = Rig(Wire(message(b"broken")), Wire())
+    rig = Rig(Wire(message(b"a"), message(b"broken"), message(b"b")), Wire(message(b"c")))
     rig.run()
     assert rig.states[:3] == ["streaming", "retrying", "streaming"]
+    assert rig.base.received == [b"a", b"c"]
 
 
 def test_a_bug_is_no_error_of_the_stream() -> None:

@@ -1,12 +1,12 @@
 """The main road: a message of the slot becomes a record, a captured change, a transaction in the ring, and frames.
 
 Each step is a room of its own (``decoder``, ``capture``, ``history``, ``router``); here they are joined, synchronously,
-for one message at a time. Reading the slot is ``wal_reader``; sending is ``fanout``.
+for as many messages as the reader hands over. Reading the slot is ``wal_reader``; sending is ``fanout``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -129,12 +129,11 @@ class Pipeline:
         self._open_relation: Relation | None = None  # of the newest row, if every change of it is captured as it is
         self._batch: list[Change] = []  # rows of it, not yet with the assembler
         self._batch_bytes = 0
-        self._run_head: bytes | tuple[()] = ()  # of messages that may wait, none: (), with which nothing begins
-        self._waiting: list[bytes] = []  # messages after the newest row, not yet decoded
-        self._starts: list[int] = []  # their LSNs
-        self._waiting_bytes = 0
+        self._payloads: Sequence[bytes] = ()  # messages that the reader has handed over
+        self._starts: Sequence[int] = ()  # their LSNs
+        self._done = 0  # how many of them were decoded, and taken but for the one that is held
         self._truncated: set[tuple[str, str]] = set()  # tables emptied since the transaction's last row
-        self._held: Record | None = None
+        self._held: tuple[Record, int] | None = None  # what misses something, and the bytes of its message
         self._plan_snapshot: Snapshot | None = None
         self._first_snapshot: Snapshot | None = None  # until everything is newer than it
         self._server_start = 0.0
@@ -170,8 +169,7 @@ class Pipeline:
         self._assembler.reset()
         self._batch = []
         self._batch_bytes = 0
-        self._forget_waiting()
-        self._run_head = ()
+        self._forget_messages()
         self.tally.forget()
         self._held = None
         if self._plan_snapshot is None:
@@ -182,88 +180,75 @@ class Pipeline:
             self.feed.opened(loaded.snapshot, stream.server_start, missed=is_gap)
         return self._decoder.options()
 
-    def receive(self, payload: bytes, data_start: int) -> None:
-        """See ``Sink.receive``. Rows wait for those after them: many at once are decoded in less time."""
-        if payload.startswith(self._run_head) and self._waiting_bytes < BATCH_BYTES:
-            self._waiting.append(payload)
-            self._starts.append(data_start)
-            self._waiting_bytes += len(payload)
-            return
-        if self._waiting:
-            self._end_run()
-        self._receive(payload, data_start)
+    def receive(self, payloads: Sequence[bytes], starts: Sequence[int]) -> None:
+        """See ``Sink.receive``."""
+        self._payloads, self._starts, self._done = payloads, starts, 0
+        self._go_on()
 
-    def _end_run(self) -> None:
-        """Decode the messages that wait. Whatever this raises, those that are not done still wait."""
+    def _go_on(self) -> None:
+        """Take the messages that are not done, in order. Whatever this raises, ``_done`` of them are."""
         assert self._decoder is not None
-        changes = self._decoder.decode_run(self._waiting, self._starts)
-        if changes is not None:
+        payloads, starts = self._payloads, self._starts
+        for first, end in self._decoder.runs(payloads, self._done):
+            if end - first > 1:
+                run = payloads[first:end]
+                changes = self._decoder.decode_run(run, starts[first:end])
+                if changes is not None:
+                    self._done = end
+                    self._take_run(changes, sum(map(len, run)))
+                    continue
+            for at in range(first, end):
+                payload = payloads[at]
+                record = self._decode(payload, starts[at])
+                self._done = at + 1  # a record that misses something is held
+                if record is not None:
+                    self._take_one(record, len(payload))
+        self._forget_messages()
+
+    def _forget_messages(self) -> None:
+        self._payloads = self._starts = ()
+        self._done = 0
+
+    def _take_run(self, changes: list[Change], size: int) -> None:
+        """INSERTs into one table."""
+        if changes[0].relation is self._open_relation:
             self._batch += changes
-            self._batch_bytes += self._waiting_bytes
-            self._forget_waiting()
+            self._batch_bytes += size
             if self._batch_bytes > BATCH_BYTES:
                 self._end_batch()
-            return
-        while self._waiting:
-            self._receive(self._waiting[0], self._starts[0])
-            self._first_is_done()
-
-    def _first_is_done(self) -> None:
-        self._waiting_bytes -= len(self._waiting.pop(0))
-        del self._starts[0]
-
-    def _forget_waiting(self) -> None:
-        self._waiting = []
-        self._starts = []
-        self._waiting_bytes = 0
-
-    def _receive(self, payload: bytes, data_start: int) -> None:
-        record = self._decode(payload, data_start)
-        self._run_head = ()
-        if type(record) is Change:
-            if record.relation is self._open_relation and record.new is not None:
-                self._batch.append(record)
-                self._batch_bytes += len(payload)
-                if self._batch_bytes > BATCH_BYTES:
-                    self._end_batch()
-                if record.operation is Operation.INSERT:
-                    assert self._decoder is not None
-                    self._run_head = self._decoder.run_head or ()
-                return
+        else:
             self._end_batch()
-            self._change(record, len(payload))
-        elif record is not None:
-            self._end_batch()
-            self._take(record, len(payload))
+            self._take(tuple(changes), size)
 
-    async def recover(self, miss: CatalogMiss, payload: bytes, data_start: int) -> None:
+    def _take_one(self, record: Record, size: int) -> None:
+        if type(record) is Change and record.relation is self._open_relation and record.new is not None:
+            self._batch.append(record)
+            self._batch_bytes += size
+            if self._batch_bytes > BATCH_BYTES:
+                self._end_batch()
+        else:
+            self._end_batch()
+            self._take(record, size)
+
+    async def recover(self, miss: CatalogMiss) -> None:
         """See ``Sink.recover``."""
         tries = 0
         while tries < MISSES_MAX:
             tries += 1
             await self._load(miss)
-            waiting = len(self._waiting)
+            done = self._done
             try:
-                self._go_on(payload, data_start)
+                held, self._held = self._held, None
+                if held is not None:
+                    self._take(*held)
+                self._go_on()
             except CatalogMiss as another:
                 miss = another
-                if len(self._waiting) < waiting:
+                if self._done > done:
                     tries = 0  # another message's miss
             else:
                 return
         raise EnvironmentFailure(f"the catalog never has what a message needs: {miss}")
-
-    def _go_on(self, payload: bytes, data_start: int) -> None:
-        """With the first message that waits, which was missing something, or with this one if none does."""
-        held, self._held = self._held, None
-        if held is None:
-            self.receive(payload, data_start)
-        elif not self._waiting:
-            self._take(held, len(payload))
-        else:
-            self._take(held, len(self._waiting[0]))
-            self._first_is_done()
-            self.receive(payload, data_start)
 
     async def flush(self) -> None:
         """See ``Sink.flush``."""
@@ -310,17 +295,17 @@ class Pipeline:
             if record.transactional and record.prefix == MESSAGE_PREFIX:
                 self._assembler.message(record)
         else:
-            self._truncations(record, size)
+            self._several(record, size)
 
-    def _truncations(self, changes: tuple[Change, ...], size: int) -> None:
+    def _several(self, changes: tuple[Change, ...], size: int) -> None:
         try:
-            for change in changes:
-                self._admission(change.relation)
+            for relation in dict.fromkeys([change.relation for change in changes]):
+                self._admission(relation)
         except CatalogMiss:
-            self._held = changes
+            self._held = changes, size
             raise
         for change in changes:
-            self._change(change, size)
+            self._change(change, size // len(changes))
 
     def _end_batch(self) -> None:
         """Hand over the rows of the table whose changes are all captured as they are: the usual ones, and the bulk."""
@@ -353,7 +338,7 @@ class Pipeline:
         try:
             admission = self._admission(relation)
         except CatalogMiss:
-            self._held = change
+            self._held = change, size
             raise
         is_control = self._is_control(relation.schema, relation.name)
         if is_control and not (self.feed is not None and self.feed.row(change, size)):

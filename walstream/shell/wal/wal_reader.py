@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -37,8 +37,12 @@ TICK_BYTES: Final = 256 * 1024
 TICK_SECONDS: Final = 0.002
 """A tick ends when nothing is there to read, or after this much; see ``PAUSE_SECONDS``."""
 
-CLOCK_MESSAGES: Final = 8
-"""Messages between looks at the clock."""
+GULP_MESSAGES_MIN: Final = 8
+GULP_MESSAGES_MAX: Final = 256
+"""Messages that are read before they are handed over together, and between looks at the clock.
+
+As many as the tick has had before, so that it lasts no more than about twice its time however long each takes.
+"""
 
 PAUSE_SECONDS: Final = 0.0002
 BUSY_SECONDS: Final = 0.01
@@ -91,12 +95,15 @@ class Sink(Protocol):
         """
         ...
 
-    def receive(self, payload: bytes, data_start: int) -> None:
-        """Take one message. Raises CatalogMiss (``recover`` goes on with this message) or DecodeError."""
+    def receive(self, payloads: Sequence[bytes], starts: Sequence[int]) -> None:
+        """Take messages, in their order. ``starts``: their LSNs. They may be kept until all are taken.
+
+        Raises DecodeError, with those before the broken message taken, or CatalogMiss: ``recover`` is due then.
+        """
         ...
 
-    async def recover(self, miss: CatalogMiss, payload: bytes, data_start: int) -> None:
-        """Load what ``receive`` missed and finish its message. Raises WalstreamError."""
+    async def recover(self, miss: CatalogMiss) -> None:
+        """Load what ``receive`` missed, and take the message that misses it and all after it. Raises WalstreamError."""
         ...
 
     async def flush(self) -> None:
@@ -308,36 +315,42 @@ class WalReader:
 
     async def _tick(self, read: Callable[[], Any], is_busy: bool, patience: float) -> tuple[int, bool]:
         """Hand over what is there to read. Returns the number of messages, and whether there may be more at once."""
-        receive, clock = self._sink.receive, time.monotonic
+        clock = time.monotonic
         tick_ends = clock() + TICK_SECONDS
         size = count = paused_at = 0
-        messages = iter(read, None)
         while True:
-            message = None
-            for message in islice(messages, CLOCK_MESSAGES):
-                payload = message.payload
-                try:
-                    receive(payload, message.data_start)
-                except CatalogMiss as miss:
-                    await self._recover(miss, payload, message.data_start, patience)
-                count += 1
-                size += len(payload)
-                if size > TICK_BYTES:
-                    return count, True
-            if message is None:
+            gulp = min(max(count, GULP_MESSAGES_MIN), GULP_MESSAGES_MAX)
+            payloads: list[bytes] = []
+            starts: list[int] = []
+            try:
+                for message in islice(iter(read, None), gulp):
+                    payload = message.payload
+                    payloads.append(payload)
+                    starts.append(message.data_start)
+                    size += len(payload)
+                    if size > TICK_BYTES:
+                        break
+            finally:  # if the stream breaks here, what came before that is handed over nevertheless
+                await self._hand_over(payloads, starts, patience)
+            count += len(payloads)
+            if size > TICK_BYTES:
+                return count, True
+            if len(payloads) < gulp:  # nothing more is there
                 if not is_busy or count == paused_at:
                     return count, False
                 paused_at = count
                 time.sleep(PAUSE_SECONDS)  # noqa: ASYNC251 - far less than a turn of the loop takes
-                messages = iter(read, None)
             if clock() > tick_ends:
                 return count, True
 
-    async def _recover(self, miss: CatalogMiss, payload: bytes, data_start: int, patience: float) -> None:
-        with trio.move_on_after(patience or STATUS_SECONDS) as scope:
-            await self._sink.recover(miss, payload, data_start)
-        if scope.cancelled_caught:
-            raise DatabaseUnreachable("the catalog did not answer in time")
+    async def _hand_over(self, payloads: list[bytes], starts: list[int], patience: float) -> None:
+        try:
+            self._sink.receive(payloads, starts)
+        except CatalogMiss as miss:
+            with trio.move_on_after(patience or STATUS_SECONDS) as scope:
+                await self._sink.recover(miss)
+            if scope.cancelled_caught:
+                raise DatabaseUnreachable("the catalog did not answer in time") from miss
 
     def _confirm(self, cursor: Any) -> None:
         trailing = self._trailing()
