@@ -24,7 +24,8 @@ from walstream.shell.delivery.judge import Judge, Verdict
 from walstream.telemetry.log import POLICY_FAILED
 
 TABLES = """
-create schema auth;
+create schema if not exists auth;
+drop function if exists auth.uid();
 create function auth.uid() returns text language sql stable
     as $$ select nullif(current_setting('request.jwt.claim.sub', true), '') $$;
 create table members (team int, uid text);

@@ -18,7 +18,7 @@ from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
 import walstream
 from walstream.errors import ConfigError, DatabaseRefused, Invariant
-from walstream.shell.database import roles
+from walstream.shell.database import auth_functions, roles
 from walstream.shell.database.reports import ObjectReport
 from walstream.shell.database.rows import only, scalar
 
@@ -113,6 +113,8 @@ def apply(
         for line in roles.ensure(cursor):
             say(line)
         _ensure_schema(cursor, schema)
+        for line in auth_functions.ensure(cursor):
+            say(line)
     for migration in known:
         with connection, connection.cursor() as cursor:
             _lock(cursor, schema)
