@@ -121,7 +121,7 @@ class Daemon:
         )
         catalog = Catalog()
         access = TableAccess(catalog)
-        router = Router(catalog, access.guard)
+        router = Router(catalog, access.guard, loose_deletes=config.loose_deletes)
         self.judge = self._make_judge(catalog)
         self.fanout = self._make_fanout(router, access)
         self.heartbeat = Heartbeat(

@@ -58,6 +58,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api_keys: str = ""  # key=role,key=role
     jwt_claims: str = ""  # claim=value,claim=value that every token must have
     revoked: str = ""  # path of a list of revoked tokens
+    loose_deletes: bool = False  # deleted rows' keys reach whoever may read the table, whatever its policies say
     private_only: bool = False  # nobody joins, or sends to, a public room
     cluster_secret: str = ""  # seals what nodes tell each other
     allowed_origins: str = "*"  # pages that browsers may connect from, or * for all

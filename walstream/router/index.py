@@ -46,12 +46,13 @@ class Router:
 
     ``faults``: (binding id, schema, table) → why the binding's filter does not fit the table as it is now; it matches
     nothing there. The shell takes them with ``drain_faults``. ``guards``: asked for bindings with a viewer, once per
-    table and again after ``reguard``.
+    table and again after ``reguard``. ``loose_deletes``: viewers get deleted rows whatever their guard says.
     """
 
-    def __init__(self, catalog: Catalog, guards: Guards = _closed) -> None:
+    def __init__(self, catalog: Catalog, guards: Guards = _closed, *, loose_deletes: bool = False) -> None:
         self._catalog = catalog
         self._guards = guards
+        self.loose_deletes = loose_deletes
         self._entries: dict[int, _Entry] = {}
         self._by_wish: dict[Binding, list[_Entry]] = {}
         self._by_table: dict[tuple[str, str], dict[int, _Entry]] = {}
@@ -171,7 +172,7 @@ class Router:
         shapes = self._shapes.setdefault(table, {})
         view = shapes.get(relation.columns)
         if view is None:
-            view = shapes[relation.columns] = View(relation, self._catalog)
+            view = shapes[relation.columns] = View(relation, self._catalog, loose_deletes=self.loose_deletes)
             for entry in self._concerned(table):
                 self._put(entry, view)
         view.users += 1

@@ -150,10 +150,11 @@ class View:
     with the number of bindings for each: a row without one of these is in doubt.
     """
 
-    def __init__(self, relation: Relation, catalog: Catalog) -> None:
+    def __init__(self, relation: Relation, catalog: Catalog, *, loose_deletes: bool = False) -> None:
         self.relation = relation
         self.users = 0
         self._catalog = catalog
+        self._loose_deletes = loose_deletes
         self.lanes: Final[Mapping[Operation, Lane]] = {operation: Lane() for operation in Operation}
         self.sights: dict[int, Sight] = {}
         self.sifted: dict[int, int] = {}
@@ -177,10 +178,8 @@ class View:
         compiler = Compiler(self.relation, self._catalog, literals)
         try:
             sight = self._sight(guard, compiler)
-            check = ways = None
-            if expression is not None:
-                check = compiler.predicate(expression)
-                ways = [self._way(cover, compiler) for cover in covers(expression, compiler)]
+            sought = self._sought(expression, compiler)
+            deletes = self._sought(binding.expression, compiler) if self._loose_deletes else sought
         except FilterError as error:
             return error.message
         except CatalogMiss as miss:
@@ -188,12 +187,19 @@ class View:
         if binding.viewer is not None:
             self._see(binding.id, sight, guard)
         for operation in operations:
+            wanted = deletes if operation is Operation.DELETE else sought
             # A TRUNCATE has no row that a filter could look at.
-            if check is None or ways is None or operation is Operation.TRUNCATE:
+            if wanted is None or operation is Operation.TRUNCATE:
                 self.lanes[operation].put_plain(binding)
             else:
-                self.lanes[operation].put(binding, check, ways)
+                self.lanes[operation].put(binding, *wanted)
         return ""
+
+    def _sought(self, expression: Expression | None, compiler: Compiler) -> tuple[Predicate, list[_Way]] | None:
+        if expression is None:
+            return None
+        ways = [self._way(cover, compiler) for cover in covers(expression, compiler)]
+        return compiler.predicate(expression), ways
 
     def _sight(self, guard: Guard, compiler: Compiler) -> Sight:
         if isinstance(guard, Sifted):

@@ -205,10 +205,10 @@ def test_whoever_may_see_a_row_gets_it_once_and_in_order(moving: bool, script: l
 class Scene:
     """One socket that looks at ``things`` through policies."""
 
-    def __init__(self, guard: Guard = ASK, text: str = "") -> None:
+    def __init__(self, guard: Guard = ASK, text: str = "", *, loose_deletes: bool = False) -> None:
         self.rig = Rig()
         self.judge, self.doubts, self.guarded = Judge(), Doubts(), Guarded()
-        self.router = Router(catalog(), lambda viewer, relation: guard)
+        self.router = Router(catalog(), lambda viewer, relation: guard, loose_deletes=loose_deletes)
         self.fanout = Fanout(self.router, self.rig.ring, self.guarded, judge=self.judge, doubts=self.doubts)
         self.rig.router, self.rig.fanout = self.router, self.fanout
         self.wire = Wire()
@@ -267,6 +267,17 @@ def test_a_row_that_leaves_what_may_be_seen_tells_nothing(guard: Guard) -> None:
     scene.route(Change(FULL, Operation.DELETE, None, (b"2", b'"x"', b"true"), 0))
     (deleted,) = scene.records()
     assert (deleted["type"], deleted["old_record"]) == ("DELETE", {"n": 2, "t": "x", "b": True})
+
+
+@pytest.mark.parametrize("guard", [ASK, Sifted(Compare("b", "eq", "true"), {})])
+def test_the_keys_of_deleted_rows_may_be_told_to_everybody(guard: Guard) -> None:
+    scene = Scene(guard, "n=gt.1", loose_deletes=True)
+    for number in (1, 2, 3):
+        scene.route(Change(FULL, Operation.DELETE, None, (b"%d" % number, b'"x"', b"false"), 0))
+    scene.route(Change(TABLE, Operation.DELETE, None, (b"5", None, None), 0))
+    assert [told["old_record"] for told in scene.records()] == [{"n": 2}, {"n": 3}, {"n": 5}]
+    assert list(scene.doubts) == []
+    assert not scene.judge.pending
 
 
 def test_unchanged_values_are_taken_from_an_old_row_that_is_not_shown() -> None:

@@ -373,10 +373,7 @@ class Fanout:
             if sight is not None and (sight.ask is not None or sight.sees is not None):
                 self._look(audience, telling, groups, sight)
                 return
-        if audience.waiting:
-            self._wait(audience, Step(telling, groups, audience.live, None, None, whole=True, size=telling.size))
-        else:
-            self._hold(audience, telling, groups, whole=True)
+        self._later_or_now(audience, telling, groups, None, None, whole=True)
 
     def _permitted(self, key: AudienceKey, relation: Relation, groups: Sequence[Group]) -> Sequence[Group]:
         """The groups with the columns that the role may see, without bindings that look at others."""
@@ -401,18 +398,33 @@ class Fanout:
         """As ``_tell``, for a viewer of whom policies say which rows are seen: the old row of an UPDATE, too."""
         change = telling.change
         is_wide = telling.has_more_than_the_key
+        if change.operation is Operation.DELETE and self._router.loose_deletes:
+            self._later_or_now(audience, telling, groups, None, None, whole=False)
+            return
         whole = not is_wide or (sight.sees is not None and sight.sees(change.old or ()) is True)
         seen = old_seen = None
         if sight.ask is not None:
             seen = self._ask(audience, telling, sight.ask, telling.row, is_old=change.new is None)
             old_seen = self._ask(audience, telling, sight.ask, change.old, is_old=True) if is_wide else None
-        if audience.waiting or seen is not None:
-            step = Step(telling, groups, audience.live, seen, old_seen, whole=whole, size=telling.size)
-            self._wait(audience, step)
-            if step.is_ready and len(audience.waiting) == 1:
-                self._woken.set()
-        else:
+        self._later_or_now(audience, telling, groups, seen, old_seen, whole=whole)
+
+    def _later_or_now(
+        self,
+        audience: Audience,
+        telling: Telling,
+        groups: Sequence[Group],
+        seen: Verdict | None,
+        old_seen: Verdict | None,
+        *,
+        whole: bool,
+    ) -> None:
+        if not audience.waiting and seen is None:
             self._hold(audience, telling, groups, whole=whole)
+            return
+        step = Step(telling, groups, audience.live, seen, old_seen, whole=whole, size=telling.size)
+        self._wait(audience, step)
+        if step.is_ready and len(audience.waiting) == 1:
+            self._woken.set()
 
     def _ask(self, audience: Audience, telling: Telling, ask: Ask, row: Row | None, *, is_old: bool) -> Verdict | None:
         viewer = audience.key.viewer
@@ -426,7 +438,8 @@ class Fanout:
     def _doubt(self, change: Change, view: View) -> None:
         """Count a row of which policies want to know what the WAL does not say: who it is for is not known."""
         row = deciding_row(change)
-        if self._doubts is None or row is None or all(row[at] is not None for at in view.sifted):
+        is_loose = change.operation is Operation.DELETE and self._router.loose_deletes
+        if self._doubts is None or row is None or is_loose or all(row[at] is not None for at in view.sifted):
             return
         relation = change.relation
         reason = "key_only_old_row" if change.operation is Operation.DELETE else "unchanged_toast"
