@@ -166,6 +166,7 @@ class Fanout:
             moved.before = members.detach(member)
             members.enter(moved)
             self._wait(moved.audience, Gate(moved.before))
+            self._woken.set()  # of what waited it may be that nothing was for this member
             return moved
         audience = members.audience(key)
         for each in (member.audience, audience):
