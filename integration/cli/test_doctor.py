@@ -251,20 +251,20 @@ def test_policies_that_cannot_be_judged_for_some_rows(doctor: Walstream, ground:
         "create policy everything on public.notes to service_role using (body <> '' and tableoid > 0)"
     )
     doctor.ok("subscribe", "notes", "INSERT,UPDATE")
-    assert wrong(doctor, "notes") == [("warning", "row_security")]
+    assert wrong(doctor, "notes") == []
     ground.execute(
         "insert into public.notes select 11, 'x', string_agg(md5(n::text), '') from generate_series(1, 999) n"
     )
-    assert wrong(doctor, "notes") == [("warning", "row_security"), ("warning", "policy_on_update")]
+    assert wrong(doctor, "notes") == [("warning", "policy_on_update")]
     doctor.ok("subscribe", "notes", "INSERT,UPDATE,DELETE")
     assert wrong(doctor, "notes") == [
-        ("warning", "row_security"), ("warning", "policy_on_delete"), ("warning", "policy_on_update")
+        ("warning", "policy_on_delete"), ("warning", "policy_on_update")
     ]  # fmt: skip
     assert repair(doctor, "policy_on_update", "notes") == repair(doctor, "policy_on_delete", "notes")
     ground.execute(repair(doctor, "policy_on_delete", "notes"))
-    assert wrong(doctor, "notes") == wrong(doctor) == [("warning", "row_security")]
+    assert wrong(doctor, "notes") == wrong(doctor) == []
     ground.execute("alter policy everything on public.notes to anon")
-    assert wrong(doctor, "notes") == [("warning", "row_security"), ("warning", "policy_columns")]
+    assert wrong(doctor, "notes") == [("warning", "policy_columns")]
 
 
 def test_policies_that_nobody_may_evaluate(doctor: Walstream, ground: TestDatabase) -> None:
@@ -280,12 +280,12 @@ def test_policies_that_nobody_may_evaluate(doctor: Walstream, ground: TestDataba
     )
     doctor.ok("subscribe", "notes")
     doctor.ok("subscribe", "mine")
-    assert wrong(doctor, "notes") == [("warning", "row_security"), ("warning", "policy_error")]
+    assert wrong(doctor, "notes") == [("warning", "policy_error")]
     [told] = [line for line in doctor("doctor", "notes", "--json").value if line["code"] == "policy_error"]
     assert "as anon" in told["cause"]
     assert "permission denied for table members" in told["cause"]
     ground.execute("grant select on public.members to anon")
-    assert wrong(doctor) == [("warning", "row_security")] * 2
+    assert wrong(doctor) == []
 
 
 def test_rows_that_daemons_kept_from_viewers(doctor: Walstream, ground: TestDatabase) -> None:

@@ -97,7 +97,7 @@ def test_columns_are_documented_in_their_order(columns: tuple[str, ...]) -> None
 def test_every_code_of_doctor_is_documented() -> None:
     page = (REFERENCE / "commands.md").read_text(encoding="utf-8").partition("## doctor")[2]
     found: set[str] = set()
-    for name in ("checkup", "preflight", "preflight_tables", "subscriptions"):
+    for name in ("checkup", "preflight", "preflight_tables", "preflight_policies", "subscriptions"):
         source = (ROOT / "walstream" / "shell" / "commands" / f"{name}.py").read_text(encoding="utf-8")
         found |= {code for match in _CODE.findall(source) for code in match if code}
     assert found == first_words(page)

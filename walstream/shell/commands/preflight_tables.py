@@ -134,16 +134,11 @@ def judge_access(connection: Connection, judged: Sequence[Table]) -> Iterator[Fi
     present = access.load_roles(connection, roles.CLIENT_ROLES)
     rights = access.load_rights(connection, list(present), [(table.schema, table.name) for table in judged])
     for table in judged:
-        allowed = [
-            role
-            for role in roles.CLIENT_ROLES
-            if (right := rights.get((role, table.schema, table.name))) and right.allowed
-        ]
+        held = {role: rights.get((role, table.schema, table.name), access.TableRight(False)) for role in present}
+        allowed = [role for role in roles.CLIENT_ROLES if role in held and not held[role].is_shut]
         names = ", ".join(allowed) or "none of " + ", ".join(roles.CLIENT_ROLES)
         if table.row_security:
-            cause = f"row-level security is enabled: of the clients' roles {names} gets its changes"
-            repair = f"none if that is meant; else: alter table {table.pattern} disable row level security"
-            yield Finding("row_security", "warning", table.pattern, cause, repair)
+            yield _judge_policies(table, allowed, [role for role in allowed if held[role].protection is not None])
         elif not any(role != "service_role" for role in allowed):
             cause = f"clients may not read it: {names} gets its changes"
             schema = quote_identifier(table.schema)
@@ -153,6 +148,16 @@ def judge_access(connection: Connection, judged: Sequence[Table]) -> Iterator[Fi
             yield Finding("select_right", "warning", table.pattern, cause, repair)
         else:
             yield Finding("select_right", "ok", table.pattern, f"read by {names}")
+
+
+def _judge_policies(table: Table, allowed: Sequence[str], judged: Sequence[str]) -> Finding:
+    """Who gets changes of a table with row-level security. ``judged``: of the allowed roles, those with policies."""
+    seen = ", ".join(allowed) or "nobody"
+    if judged:
+        return Finding("row_security", "ok", table.pattern, f"policies choose the rows of {', '.join(judged)}")
+    cause = f"row-level security is enabled and no policy lets a role read it: {seen} gets its changes"
+    repair = f"create policy … on {table.pattern} for select to authenticated using (…), or none if that is meant"
+    return Finding("row_security", "warning", table.pattern, cause, repair)
 
 
 def judge_publications(connection: Connection, schema: str, *, in_use: bool) -> Finding:
