@@ -1,10 +1,12 @@
 // One official JavaScript client, driven by JSON lines: commands on stdin, what the client tells on stdout.
-// Usage: node driver.mjs LIBRARY URL KEY. Knows the clients' public interfaces and nothing of the server.
+// Usage: node driver.mjs LIBRARY URL KEY [callback]. With callback it asks the application for its token. Knows the clients' public interfaces and nothing of the server.
 
 import readline from 'node:readline'
 import WebSocket from 'ws'
 
-const [library, url, key] = process.argv.slice(2)
+const [library, url, key, callback] = process.argv.slice(2)
+let token = key
+const accessToken = callback ? { accessToken: async () => token } : {}
 const channels = new Map()
 
 function tell(kind, channel, fields = {}) {
@@ -56,6 +58,11 @@ function supabaseDriver(client) {
     async untrack({ channel }) {
       tell('untracked', channel, { outcome: await channels.get(channel).untrack() })
     },
+    async auth(command) {
+      token = command.token
+      await (client.realtime ?? client).setAuth(...(callback ? [] : [token]))
+      tell('authorized', null)
+    },
     async leave({ channel }) {
       tell('left', channel, { outcome: await client.removeChannel(channels.get(channel)) })
     },
@@ -67,6 +74,7 @@ async function supabase(module) {
   const client = createClient(url, key, {
     realtime: { transport: WebSocket },
     auth: { persistSession: false, autoRefreshToken: false },
+    ...accessToken,
   })
   return supabaseDriver(client)
 }
@@ -76,6 +84,7 @@ async function realtime() {
   const client = new RealtimeClient(url.replace(/^http/, 'ws') + '/realtime/v1', {
     params: { apikey: key },
     transport: WebSocket,
+    ...accessToken,
   })
   return supabaseDriver(client)
 }

@@ -80,6 +80,11 @@ class Driver:
         await self.channels[command["channel"]].untrack()
         tell("untracked", command["channel"], outcome="ok")
 
+    async def auth(self, command: dict[str, Any]) -> None:
+        """Go by another token."""
+        await self.client.set_auth(command["token"])
+        tell("authorized", None)
+
     async def leave(self, command: dict[str, Any]) -> None:
         """Leave the channel."""
         await self.client.remove_channel(self.channels[command["channel"]])

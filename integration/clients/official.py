@@ -38,13 +38,13 @@ def node() -> str:
 class OfficialClient:
     """One client process. ``expect`` takes lines in any order and keeps what it passes over."""
 
-    def __init__(self, library: str, url: str, key: str) -> None:
+    def __init__(self, library: str, url: str, key: str, *more: str) -> None:
         self.library = library
         program = (
             [sys.executable, str(HERE / "driver.py")] if library == "python" else [node(), str(HERE / "driver.mjs")]
         )
         self._process = subprocess.Popen(
-            [*program, library, url, key],
+            [*program, library, url, key, *more],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE,
             env={key: value for key, value in os.environ.items() if not key.startswith("WALSTREAM_")},
         )  # fmt: skip
@@ -141,9 +141,9 @@ class OfficialClient:
 
 
 @contextlib.contextmanager
-def official_client(library: str, url: str, key: str) -> Iterator[OfficialClient]:
-    """A connected client, ended afterwards."""
-    client = OfficialClient(library, url, key)
+def official_client(library: str, url: str, key: str, *more: str) -> Iterator[OfficialClient]:
+    """A connected client, ended afterwards. ``more``: ``callback`` for one that asks for its token again and again."""
+    client = OfficialClient(library, url, key, *more)
     try:
         yield client
     finally:
