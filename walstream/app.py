@@ -300,6 +300,8 @@ class Daemon:
         watch("changes_in", lambda: self.pipeline.changes_in)
         watch("changes_out", lambda: self.fanout.changes_out)
         watch("frames_out", lambda: self.fanout.frames_out + self.rooms.groups.frames_out)
+        watch("policy_questions", lambda: self.authorizer.questions)
+        watch("policy_failures", lambda: self.authorizer.failures)
         watch("registered_channels", lambda: len(self.directory))
         watch("rooms", lambda: len(self.rooms))
         watch("presences", lambda: len(self.rooms.presences))

@@ -38,6 +38,8 @@ Watched = Literal[
     "bus_transactions",
     "mirror_sent",
     "mirror_dropped",
+    "policy_questions",
+    "policy_failures",
     "rows_to_judge",
 ]
 
@@ -83,6 +85,8 @@ WATCHED: Final[dict[Watched, _Description]] = {
     "bus_transactions": _Description(CounterMetricFamily, "Transactions that carried items."),
     "mirror_sent": _Description(CounterMetricFamily, "Changes mirrored to NOTIFY."),
     "mirror_dropped": _Description(CounterMetricFamily, "Changes that could not be mirrored."),
+    "policy_questions": _Description(CounterMetricFamily, "Questions about private rooms that policies answered."),
+    "policy_failures": _Description(CounterMetricFamily, "Of these, those that failed or took too long."),
     "rows_to_judge": _Description(GaugeMetricFamily, "Rows that PostgreSQL has yet to judge, once per viewer."),
 }
 
