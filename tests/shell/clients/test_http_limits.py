@@ -97,7 +97,12 @@ def test_a_foreign_page_is_sent_away_and_an_allowed_one_may_read() -> None:
 @pytest.mark.parametrize("path", ["/metrics", "/health"])
 def test_numbers_ask_for_the_token_if_there_is_one(path: str) -> None:
     asked = rules(metrics_token="s3cret")
-    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "s3cret"}, {"authorization": "Basic s3cret"}):
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "s3cret"},
+        {"authorization": "Basic s3cret"},
+    ):
         answer = get(asked, path, headers)
         assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
         assert "s3cret" not in answer.body.decode()
