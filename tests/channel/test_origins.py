@@ -42,6 +42,12 @@ def test_by_default_every_page_may() -> None:
     assert Origins("https://a.test, *").is_any
 
 
+def test_an_empty_list_leaves_the_nodes_own_pages() -> None:
+    for text in ("", " , "):
+        assert not Origins(text).allows("https://anything.test", "node:1")
+        assert Origins(text).allows("http://node:1", "node:1")
+
+
 def test_an_answer_names_the_one_page_that_may_read_it() -> None:
     assert dict(SOME.allow_header("https://app.example.org", None)) == {
         "access-control-allow-origin": "https://app.example.org", "vary": "Origin",

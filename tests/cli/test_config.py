@@ -49,6 +49,11 @@ def test_a_configuration_that_is_valid_is_said_to_be() -> None:
         ({**ENVIRON, "WALSTREAM_HISTROY_BYTES": "1"}, "WALSTREAM_HISTROY_BYTES"),
         ({"WALSTREAM_DATABASE_URL": URL, "WALSTREAM_LISTEN": "0.0.0.0:3100"}, "listen"),
         ({**ENVIRON, "WALSTREAM_JWKS": "/nonexistent/jwks.json"}, "jwks"),
+        ({**ENVIRON, "WALSTREAM_ALLOWED_ORIGINS": "app.example.org"}, "allowed_origins"),
+        ({**ENVIRON, "WALSTREAM_TRUSTED_PROXIES": "10.0.0.0/99"}, "trusted_proxies"),
+        ({**ENVIRON, "WALSTREAM_TLS_CERT": "/nonexistent/cert.pem"}, "tls_key"),
+        ({**ENVIRON, "WALSTREAM_TLS_CERT": "/nonexistent/c", "WALSTREAM_TLS_KEY": "/nonexistent/k"}, "tls_cert"),
+        ({**ENVIRON, "WALSTREAM_MAX_PRESENCE_CALLS": "-1"}, "max_presence_calls"),
         ({**ENVIRON, "WALSTREAM_CONFIG": "/nonexistent/walstream.toml"}, "/nonexistent/walstream.toml"),
     ],
 )

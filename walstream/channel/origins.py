@@ -20,9 +20,9 @@ class Origins:
     """The pages that may connect. ``https://*.example.org`` means all names below that one, but not the name itself."""
 
     def __init__(self, text: str = ANY) -> None:
-        """``text``: a comma list. Raises ConfigError."""
+        """``text``: a comma list; an empty one allows the node's own pages alone. Raises ConfigError."""
         parts = {part.strip().lower() for part in text.split(",") if part.strip()}
-        self.is_any = ANY in parts or not parts
+        self.is_any = ANY in parts
         self._whole: set[str] = set()
         self._below: set[tuple[str, str]] = set()  # scheme, ending with its dot
         for part in parts - {ANY}:

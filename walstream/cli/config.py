@@ -41,6 +41,9 @@ def check(shell: Terminal) -> None:
 def check_keys(settings: Config) -> None:
     """What the daemon looks at besides the values themselves. Raises ConfigError, naming the key."""
     from walstream.auth.keys import ApiKeys, KeySet  # loads cryptography, which takes its time
+    from walstream.channel.address import parse_networks
+    from walstream.channel.origins import Origins
+    from walstream.shell.clients.tls_files import make_context
 
     if not settings.database_url:
         raise ConfigError("database_url: no database is configured", repair="set WALSTREAM_DATABASE_URL")
@@ -50,6 +53,10 @@ def check_keys(settings: Config) -> None:
             repair="set WALSTREAM_JWT_SECRET, WALSTREAM_JWKS or WALSTREAM_API_KEYS, or listen on 127.0.0.1",
         )
     ApiKeys.parse(settings.api_keys)
+    Origins(settings.allowed_origins)
+    parse_networks(settings.trusted_proxies)
+    if settings.tls_cert:
+        make_context(settings.tls_cert, settings.tls_key)
     if settings.jwks and not settings.jwks.startswith(("http://", "https://")):
         try:
             KeySet.parse(Path(settings.jwks).read_text(encoding="utf-8"))
