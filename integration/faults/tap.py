@@ -1,0 +1,119 @@
+"""The tap: PostgreSQL's own ``pg_recvlogical`` on a slot of its own. What it writes down is what was committed.
+
+It knows nothing of the daemon, is never killed, and is started again when the server ended it. Like every reader it may
+get transactions again after a restart of the server; they are known by their commit's end.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from integration.faults.observed import Committed, Event, digest
+from integration.fixtures.postgres import TestDatabase
+from walstream.lsn import Lsn
+
+SLOT = "tap"
+RETRY_SECONDS = 0.1
+_OPTIONS = (
+    "format-version=2", "include-transaction=true", "include-lsn=true", "include-xids=true",
+    "include-timestamp=true", "include-types=false", "add-tables=public.*",
+)  # fmt: skip
+_decode = msgspec.json.Decoder().decode
+_OPERATIONS = {"I": "INSERT", "U": "UPDATE", "D": "DELETE"}
+
+
+class Tap:
+    """A running ``pg_recvlogical``; used as a context manager. ``committed`` reads what it has written so far.
+
+    Tables are captured if they are in ``public`` and have ``id`` as their key. ``path``: where its output goes.
+    """
+
+    def __init__(self, database: TestDatabase, path: Path) -> None:
+        self._database = database
+        self._path = path
+        self._program = database.cluster.binaries.bin_dir / "pg_recvlogical"
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep_running, name="tap")
+        self._offset = 0
+        self._newest = 0
+        self._open: list[Event] = []
+        self._known: list[Committed] = []
+
+    def __enter__(self) -> Tap:
+        self._database.execute("select pg_create_logical_replication_slot(%s, 'wal2json')", (SLOT,))
+        self._path.touch()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _keep_running(self) -> None:
+        options = [argument for option in _OPTIONS for argument in ("-o", option)]
+        command = [
+            str(self._program), "--start", "--slot", SLOT, "--dbname", self._database.dsn, "--no-loop",
+            "--fsync-interval", "1", "--status-interval", "1", "--file", str(self._path), *options,
+        ]  # fmt: skip
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+        with Path(f"{self._path}.log").open("ab") as log:
+            while not self._over.is_set():
+                process = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
+                while process.poll() is None:
+                    if self._over.wait(RETRY_SECONDS):
+                        process.terminate()
+                        process.wait()
+                self._over.wait(RETRY_SECONDS)
+
+    def committed(self) -> list[Committed]:
+        """Every transaction so far that changed something, in the order of the commits."""
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        whole = text.rpartition(b"\n")[0]
+        if whole:
+            self._offset += len(whole) + 1
+            for line in whole.split(b"\n"):
+                self._take(_decode(line))
+        return self._known
+
+    def forget(self, end: int) -> None:
+        """Let go of what ends at or below ``end``."""
+        self._known = [transaction for transaction in self._known if transaction.end > end]
+
+    @property
+    def newest(self) -> int:
+        """The newest commit end that it has seen."""
+        self.committed()
+        return self._newest
+
+    def _take(self, line: dict[str, Any]) -> None:
+        action = line["action"]
+        if action == "B":
+            self._open = []
+        elif action in _OPERATIONS:
+            self._open.append(event_of(line))
+        elif action == "C":
+            end = Lsn.parse(line["nextlsn"])
+            if end > self._newest:
+                self._newest = end
+                if self._open:
+                    at = datetime.fromisoformat(line["timestamp"]).timestamp()
+                    self._known.append(Committed(end, line["xid"], at, self._open))
+            self._open = []
+
+
+def event_of(line: dict[str, Any]) -> Event:
+    """A row's message as wal2json writes it (format 2)."""
+    operation = _OPERATIONS[line["action"]]
+    table = line["table"]
+    row = {column["name"]: column["value"] for column in line.get("columns", ())}
+    old = {column["name"]: column["value"] for column in line.get("identity", ())}
+    return Event(table, digest(table, operation, row, old.get("id")))
