@@ -199,6 +199,27 @@ def test_what_stands_before_and_beside_policies(
     assert judge(facts, "realtime", [asked], seconds=60) == {asked: expected}
 
 
+def test_the_role_that_init_makes_for_the_daemon_may_ask(facts: PgConnection, any_database: TestDatabase) -> None:
+    create(any_database, POLICIES["membership"])
+    expected = judge(facts, "realtime", QUESTIONS, seconds=60)
+    with facts.cursor() as cursor:
+        cursor.execute("set session authorization walstream_daemon")
+    assert judge(facts, "realtime", QUESTIONS, seconds=60) == expected
+    assert watch_policies(facts, "realtime").admits
+    assert len(set(expected.values())) > 2
+
+
+def test_a_policy_that_writes_is_one_that_fails(facts: PgConnection, any_database: TestDatabase) -> None:
+    any_database.execute(
+        "create function app.notes() returns boolean language plpgsql security definer as"
+        " $$ begin insert into public.members values ('x', 'y'); return true; end $$"
+    )
+    create(any_database, ["for select using (app.notes())"])
+    (answer,) = judge(facts, "realtime", [question()], seconds=60).values()
+    assert isinstance(answer, Trouble)
+    assert "read-only" in answer.text
+
+
 def test_a_registered_channel_and_the_sender_are_in_the_row(facts: PgConnection, any_database: TestDatabase) -> None:
     create(
         any_database, [f"for select using (channel_id = '{CHANNEL}')", "for insert with check (sender_id = app.uid())"]

@@ -164,10 +164,14 @@ def judge(
     deadline = time.monotonic() + seconds
     answers: dict[Question, Answer] = {}
     with connection.cursor() as cursor:
-        cursor.execute("begin")
+        cursor.execute("begin transaction isolation level read committed, read only")
         try:
             rights = load_rights(connection, schema, {question.role for question in questions})
-            cursor.execute("select pg_catalog.set_config('statement_timeout', %s, true)", (str(QUESTION_MS),))
+            cursor.execute(
+                "select pg_catalog.set_config('statement_timeout', %s, true),"
+                " pg_catalog.set_config('jit', 'off', true)",
+                (str(QUESTION_MS),),
+            )
             cursor.execute("savepoint walstream_question")
             for question in questions:
                 if answers and time.monotonic() > deadline:
