@@ -180,7 +180,8 @@ def test_every_new_token_is_judged_again_and_what_is_lost_ends_the_seat() -> Non
         policies.says = lambda question: WATCHES
         policies.answer_kept()
         assert ann.changes == [LISTENS, WATCHES]
-        assert policies.patient[-1].claims == '{"team":1}'
+        assert policies.asked[-1].claims == '{"team":1}'
+        assert policies.patient == []
         directory.refreshed(ann.seat, claims("ann"))
         policies.says = nothing
         policies.answer_kept()
@@ -255,6 +256,52 @@ def test_a_membership_that_ends_leaves_what_policies_allow() -> None:
         assert (ann.seat.role, ann.seat.reading) == ("member", READS_ALL)
 
     serving(FakeRows([PRIVATE], [member("ann"), member("bob")]), policies, test)
+
+
+def test_an_answer_that_comes_when_the_role_is_forgotten_is_asked_for_again() -> None:
+    policies = FakePolicies(ann_reads)
+
+    async def test(directory: Directory) -> None:
+        ann = await asked(directory, LOBBY, claims("ann"))
+        policies.waits = True
+        directory.policies_changed()
+        await settle(61)
+        policies.answer_kept()
+        await settle()
+        assert len(policies.patient) == 2
+        policies.answer_kept()
+        assert not ann.endings
+        assert ann.seat.reading == LISTENS
+
+    serving(FakeRows(), policies, test)
+
+
+def test_without_policies_a_membership_that_ends_ends_the_seat_at_once() -> None:
+    policies = FakePolicies()
+    policies.waits, policies.admits = True, False
+
+    async def test(directory: Directory) -> None:
+        ann = await asked(directory, GENERAL, claims("ann"))
+        directory.applied(transaction(200, change("channel_members", None, member("ann"))), STARTED)
+        assert ann.endings == [lost()]
+        assert policies.asked == []
+
+    serving(FakeRows([PRIVATE], [member("ann")]), policies, test)
+
+
+def test_an_answer_about_a_topic_is_none_about_the_channel_that_it_has_become() -> None:
+    policies = FakePolicies(lambda question: READS_NOTHING if question.channel_id else LISTENS)
+    policies.waits = True
+
+    async def test(directory: Directory) -> None:
+        nobody = await asked(directory, GENERAL, claims())
+        directory.applied(transaction(200, change("channels", PRIVATE)), STARTED)
+        policies.answer_kept()
+        await settle()
+        policies.answer_kept()
+        assert nobody.answers == [FORBIDDEN.format("general")]
+
+    serving(FakeRows(), policies, test)
 
 
 def test_who_is_made_a_member_while_policies_are_asked_is_one() -> None:

@@ -369,7 +369,8 @@ class Directory:
         question = self._question(seat, writes=ask.writes)
         if question.channel_id is not None:
             self._memberships.pin((question.channel_id, question.sub))
-        self._authorizer.ask(question, partial(self._authorized, ask, question), patient=is_again)
+        # A seat that nobody doubts can wait; one that is doubted still hears what it may have lost.
+        self._authorizer.ask(question, partial(self._authorized, ask, question), patient=is_again and seat.is_settled)
 
     def _authorized(self, ask: _Ask, question: Question, answer: Answer) -> None:
         seat = ask.seat
