@@ -180,6 +180,7 @@ def test_channels_and_members_are_followed(rig: Rig) -> None:
     endings: list[tuple[str, str]] = []
     room = RoomKey("kept", private=True)
     ann = Claims("authenticated", "ann")
+    lost = (LOST[0], LOST[1].format("kept"))
 
     async def main() -> None:
         async with running(rig):
@@ -191,7 +192,7 @@ def test_channels_and_members_are_followed(rig: Rig) -> None:
             database.execute("update realtime.channel_members set role = 'admin', muted = true")
             await eventually(lambda: seat.may_administer and not seat.may_send)
             database.execute("delete from realtime.channel_members")
-            await eventually(lambda: endings == [LOST])
+            await eventually(lambda: endings == [lost])
 
             register(database, "new", metadata=json.dumps({"schemas": {"e": {"type": "object"}}, "x": "y" * 20_000}))
             await eventually(lambda: rig.directory.find("new"))
@@ -203,11 +204,11 @@ def test_channels_and_members_are_followed(rig: Rig) -> None:
             assert other.channel is not None
             assert other.channel.refusal("e", b"1")
             database.execute("update realtime.channels set type = 'private' where slug = 'new'")
-            await eventually(lambda: endings == [LOST, CHANGED])
+            await eventually(lambda: endings == [lost, CHANGED])
             third = await rig.seat(RoomKey("new"), Claims("service_role"), lambda *why: endings.append(why))
             assert isinstance(third, Seat)
             database.execute("delete from realtime.channels where slug = 'new'")
-            await eventually(lambda: endings == [LOST, CHANGED, DELETED])
+            await eventually(lambda: endings == [lost, CHANGED, DELETED])
 
     trio.run(main)
 

@@ -16,7 +16,10 @@ from integration.fixtures.postgres import TestDatabase, fresh_database
 from integration.fixtures.ws import PhoenixClient
 from walstream.shell.commands.private_cluster import Cluster
 
-QUICK = {"WALSTREAM_HEARTBEAT_SECONDS": "1s", "WALSTREAM_DRAIN_SECONDS": "2s", "WALSTREAM_MAX_MESSAGES_PER_SECOND": "0"}
+QUICK = {
+    "WALSTREAM_HEARTBEAT_SECONDS": "1s", "WALSTREAM_DRAIN_SECONDS": "2s", "WALSTREAM_MAX_MESSAGES_PER_SECOND": "0",
+    "WALSTREAM_MAX_PRESENCE_CALLS": "0",
+}  # fmt: skip
 
 Start = Callable[..., AbstractContextManager[Node]]
 
