@@ -154,7 +154,7 @@ class Daemon:
         self.pipeline.on_gap = self.joins.gap
         self.expiries = Expiries()
         # Apart as well: policies are the operator's own SQL, and may take their time.
-        self.judges = Database(config.database_url, f"{APPLICATION_NAME} (policies)", size=2)
+        self.judges = Database(config.database_url, f"{APPLICATION_NAME} (private rooms)", size=2)
         self.authorizer = PolicyAuthorizer(AskingPostgres(self.judges, config.schema))
         self.directory = Directory(
             Rows(self.database, config.schema), self.authorizer, private_only=config.private_only
