@@ -358,19 +358,3 @@ NESTED = b'{"messages":[{"topic":"a","event":"b","payload":' + b'{"a":' * 200_00
 def test_a_body_of_nonsense_is_answered(node: Node, body: bytes) -> None:
     answer = post(node, [body], f"content-length: {len(body)}")
     assert answer.split(b" ")[1] in (b"202", b"400", b"422"), answer[:200]
-
-
-def test_a_client_that_never_reads_is_sent_away(node: Node) -> None:
-    with node.raw() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        upgrade(connection)
-        join = {"config": {"postgres_changes": [{"event": "*", "schema": "public", "table": "t"}]}}
-        connection.sendall(frame(json.dumps(["1", "1", "realtime:t", "phx_join", join]).encode()))
-        eventually(lambda: node.health()["clients"] == 1)
-        time.sleep(1)
-        for number in range(1, 31):
-            node.database.execute(
-                "insert into t select -n, repeat('x', 1000) from generate_series(%s, %s) n",
-                (number * 1000, number * 1000 + 999),
-            )
-        eventually(lambda: node.health()["clients"] == 0)

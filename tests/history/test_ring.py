@@ -22,8 +22,14 @@ def ring(bytes_max: int = 1000, seconds: float = 100, wal_bytes: int = 1000) -> 
     return Ring(bytes_max=bytes_max, seconds=seconds, wal_bytes=wal_bytes)
 
 
+def kept(made: Ring) -> list[tuple[int, Transaction]]:
+    """Sequence numbers and transactions of the window."""
+    numbers = range(made.oldest_sequence, made.next_sequence)
+    return [(number, found) for number in numbers if (found := made.at(number)) is not None]
+
+
 def ends(made: Ring) -> list[int]:
-    return [int(each.commit_lsn) for _, each in made.since(0)]
+    return [int(each.commit_lsn) for _, each in kept(made)]
 
 
 def test_bytes_end_the_window() -> None:
@@ -102,20 +108,20 @@ def test_clearing_makes_everything_confirmable_and_restarting_nothing() -> None:
     made.restart("abcdef01")
     assert (len(made), made.size, made.confirmable, made.is_known(10)) == (0, 0, 0, False)
     assert made.append(transaction(5), 0) == 2
-    assert made.by_xid(20) is None
+    assert made.by_commit(20) is None
+    made.restart("abcdef02", 400)
+    assert (made.floor, made.confirmable) == (400, 0)
+    made.pass_by(500)
+    assert made.floor == 500
 
 
 def test_an_xid_that_comes_again_finds_the_newer_transaction() -> None:
     made = ring(bytes_max=25)
     made.append(transaction(10, xid=7), 0)
     made.append(transaction(20, xid=7), 0)
-    found = made.by_xid(7)
-    assert found is not None
-    assert found[1].commit_lsn == 20
     made.append(transaction(30, xid=8), 0)
-    found = made.by_xid(7)
-    assert found is not None
-    assert found[1].commit_lsn == 20
+    in_progress = Snapshot(7, 9, frozenset({7}), 99, 99, 1.0)
+    assert [each.commit_lsn for _, each in made.maybe_live(in_progress, asked_at=3)] == [20]
 
 
 def test_a_commit_that_was_decoded_before_any_snapshot_sees_it_is_found() -> None:
@@ -145,7 +151,7 @@ def test_nothing_live_is_missed_around_the_wrap_of_xids(base: int, order: list[i
         made.append(transaction(10 + index, xid=base + number), 0)
     found = made.maybe_live(snapshot, asked_at)
     assert [sequence for sequence, _ in found] == sorted({sequence for sequence, _ in found})
-    live = [sequence for sequence, each in made.since(0) if is_live(each, snapshot)]
+    live = [sequence for sequence, each in kept(made) if is_live(each, snapshot)]
     assert [sequence for sequence, each in found if is_live(each, snapshot)] == live
     assert {index for index, number in enumerate(order) if number not in visible} == set(live)
 
@@ -240,10 +246,10 @@ class Keeping(RuleBasedStateMachine):
 
     @invariant()
     def the_window_is_what_was_not_confirmed(self) -> None:
-        kept = self._kept()
-        assert list(self.ring.since(0)) == [(sequence, made) for sequence, made, _ in kept]
-        assert len(self.ring) == len(kept)
-        assert self.ring.size == sum(made.size for _, made, _ in kept) <= 100
+        inside = self._kept()
+        assert kept(self.ring) == [(sequence, made) for sequence, made, _ in inside]
+        assert len(self.ring) == len(inside)
+        assert self.ring.size == sum(made.size for _, made, _ in inside) <= 100
 
     @invariant()
     def confirmable_only_rises_and_is_a_commit_end(self) -> None:
@@ -255,14 +261,18 @@ class Keeping(RuleBasedStateMachine):
         assert self.confirmed == max(lsn for lsn in known if lsn < oldest)
 
     @invariant()
-    def transactions_are_found_by_sequence_and_by_xid(self) -> None:
-        kept = self._kept()
-        for index, (sequence, _, _) in enumerate(kept):
-            assert [each for each, _ in self.ring.since(sequence)] == [each for each, _, _ in kept[index:]]
-        by_xid = {made.xid: (sequence, made) for sequence, made, _ in kept}
-        for xid in range(3, 10):
-            assert self.ring.by_xid(xid) == by_xid.get(xid)
-        assert list(self.ring.since(self.ring.next_sequence)) == []
+    def transactions_are_found_by_their_commits(self) -> None:
+        inside = self._kept()
+        for sequence, made, _ in inside:
+            assert self.ring.by_commit(made.commit_lsn) is made
+            before = self.ring.by_commit(made.commit_lsn - 1)
+            assert before is None or before.commit_lsn == made.commit_lsn - 1
+            assert self.ring.sequence_from(made.commit_lsn) == sequence
+            assert self.ring.sequence_from(made.commit_lsn + 1) == sequence + 1
+        oldest = inside[0][0] if inside else self.ring.next_sequence
+        assert (self.ring.oldest_sequence, self.ring.sequence_from(0)) == (oldest, oldest)
+        assert self.ring.at(oldest - 1) is None
+        assert self.ring.at(self.ring.next_sequence) is None
 
 
 TestKeeping = Keeping.TestCase

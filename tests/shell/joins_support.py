@@ -18,6 +18,7 @@ from walstream.channel.effects import SUBSCRIBED, Accepted, JoinOutcome, JoinReq
 from walstream.channel.join import parse_join
 from walstream.channel.topic import parse_topic
 from walstream.errors import DatabaseUnreachable
+from walstream.history.resume import PlanChange
 from walstream.history.ring import Ring
 from walstream.lsn import Lsn
 from walstream.model import Catalog, Change, Column, Operation, Relation, RelationInfo, Snapshot, Transaction, TypeInfo
@@ -45,6 +46,7 @@ class World:
         self.tables: dict[Table, RelationInfo] = {}
         self.granted: set[tuple[str, str, str]] = set()
         self.secured: dict[Table, Protection] = {}
+        self.replanned: list[PlanChange] = []
         self.subscriptions: set[str] = set()
         self.casts: dict[tuple[int, str], bytes | str] = {}
         self.xid = 100
@@ -97,6 +99,10 @@ class World:
         return answer
 
     # -- as Plans
+
+    @property
+    def plan_changes(self) -> list[PlanChange]:
+        return self.replanned
 
     def load(self, connection: object) -> LoadedPlan:
         return LoadedPlan(self.plan, self.snapshot)

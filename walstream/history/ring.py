@@ -5,9 +5,8 @@ It remembers and evicts; reading the WAL and writing to sockets happen elsewhere
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
-from itertools import islice
 
 import msgspec
 
@@ -32,12 +31,17 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     before: Lsn
 
 
+def _commit_lsn(entry: Entry) -> Lsn:
+    return entry.transaction.commit_lsn
+
+
 class Ring:
     """Transactions in commit order, until the first bound (bytes, seconds, WAL bytes) ends the window.
 
     ``confirmable`` is the newest commit end before the window: the only position that may be confirmed, and always
     below the oldest commit that is still in it. The last two bounds are kept by the owner's ``evict``, which
     has to be called while no transactions come, too. ``size``: bytes that the transactions hold in memory.
+    ``floor``: every commit after it that brought something to keep is in the ring, or is yet to come.
     """
 
     def __init__(self, *, bytes_max: int, seconds: float, wal_bytes: int) -> None:
@@ -49,12 +53,23 @@ class Ring:
         self.next_sequence = 0
         self.newest = Lsn(0)  # commit end of the newest transaction that was appended or passed by
         self.confirmable = Lsn(0)
+        self._start = Lsn(0)  # where the slot's stream began
         self._entries: deque[Entry] = deque()
         self._by_xid: dict[int, Entry] = {}
         self._highest_xid: int | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def floor(self) -> Lsn:
+        """See the class."""
+        return max(self._start, self.confirmable)
+
+    @property
+    def oldest_sequence(self) -> int:
+        """Of the oldest transaction in the window; of the next one to come if there is none."""
+        return self._entries[0].sequence if self._entries else self.next_sequence
 
     def seconds_kept(self, now: float) -> float:
         """Age of the oldest transaction in the window. ``now``: monotonic seconds."""
@@ -124,27 +139,40 @@ class Ring:
         while self._entries:
             self._drop_oldest()
 
-    def restart(self, cluster: str) -> None:
-        """Another cluster or timeline: positions of the old one mean nothing any more."""
+    def restart(self, cluster: str, start: int = 0) -> None:
+        """What was known has no continuation. ``start``: the commit end after which the stream goes on."""
         self._entries.clear()
         self._by_xid.clear()
         self._highest_xid = None
         self.size = 0
         self.newest = self.confirmable = Lsn(0)
+        self._start = Lsn(start)
         self.cluster = cluster
 
-    def by_xid(self, xid: int) -> tuple[int, Transaction] | None:
-        """Sequence number and transaction of a 32-bit xid, if the ring still has it."""
-        entry = self._by_xid.get(xid)
-        return None if entry is None else (entry.sequence, entry.transaction)
+    def by_commit(self, commit_lsn: int) -> Transaction | None:
+        """The transaction with exactly this commit end, if the ring has it."""
+        at = bisect_left(self._entries, commit_lsn, key=_commit_lsn)
+        if at == len(self._entries) or self._entries[at].transaction.commit_lsn != commit_lsn:
+            return None
+        return self._entries[at].transaction
 
-    def since(self, sequence: int) -> Iterator[tuple[int, Transaction]]:
-        """The transactions from ``sequence`` on that the ring still has, oldest first."""
-        if not self._entries:
-            return
-        first = max(0, sequence - self._entries[0].sequence)
-        for entry in islice(self._entries, first, None):
-            yield entry.sequence, entry.transaction
+    def sequence_from(self, commit_lsn: int) -> int:
+        """Sequence number of the first transaction that ends at ``commit_lsn`` or later; that of the next for none."""
+        at = bisect_left(self._entries, commit_lsn, key=_commit_lsn)
+        return self._entries[at].sequence if at < len(self._entries) else self.next_sequence
+
+    def at(self, sequence: int) -> Transaction | None:
+        """The transaction with this sequence number, if the ring has it."""
+        if not self._entries or not self._entries[0].sequence <= sequence < self.next_sequence:
+            return None
+        return self._entries[sequence - self._entries[0].sequence].transaction
+
+    def before_live(self, snapshot: Snapshot, asked_at: int) -> Lsn:
+        """A commit end after which everything comes that the snapshot does not see; see ``maybe_live``."""
+        found = self.maybe_live(snapshot, asked_at)
+        if not found:
+            return self.newest
+        return self._entries[found[0][0] - self._entries[0].sequence].before
 
     def maybe_live(self, snapshot: Snapshot, asked_at: int) -> list[tuple[int, Transaction]]:
         """Sequence numbers and transactions, oldest first, of all in the ring that the snapshot may not see.

@@ -53,7 +53,7 @@ def test_a_run_takes_the_short_road_where_everybody_gets_all() -> None:
     rig.fanout.join(outbox(Wire()), rig.key(rig.binding()), BEFORE, rig.ring.next_sequence)
     rig.route(0)
     _, transaction = rig.append(inserts([(b"1", b"null", b"true")] * 3))
-    assert rig.fanout._route_run(transaction.changes, rig.fanout._routing(transaction).text)
+    assert rig.fanout._route_run(rig.fanout.routing(transaction))
 
 
 def test_a_row_that_is_too_large_or_has_gaps_goes_the_general_road() -> None:
@@ -63,4 +63,4 @@ def test_a_row_that_is_too_large_or_has_gaps_goes_the_general_road() -> None:
     rig.route(0)
     for odd in (b'"%b"' % (b"x" * 500), None):
         _, transaction = rig.append(inserts([(b"1", b"null", b"true"), (b"2", odd, b"true")]))
-        assert not rig.fanout._route_run(transaction.changes, rig.fanout._routing(transaction).text)
+        assert not rig.fanout._route_run(rig.fanout.routing(transaction))

@@ -497,7 +497,8 @@ def test_one_message_that_empties_tables_is_taken_whole_or_not_at_all() -> None:
     async def main(rig: Rig) -> None:
         empties = tuple(Change(each, Operation.TRUNCATE, None, None, 0, at) for at, each in enumerate((TABLE, other)))
         await rig.transaction(empties)
-        ((_, transaction),) = list(rig.ring.since(0))
+        transaction = rig.ring.at(0)
+        assert transaction is not None
         assert [change.relation.name for change in transaction.changes] == ["things", "others"]
         assert len(rig.rights) == 2
 

@@ -84,7 +84,9 @@ class RealRig(Rig):
             failed = True
         await self.pipeline.flush()
         ring = [
-            (each.xid, each.commit_lsn, [shown(change) for change in each.changes]) for _, each in self.ring.since(0)
+            (each.xid, each.commit_lsn, [shown(change) for change in each.changes])
+            for number in range(self.ring.next_sequence)
+            if (each := self.ring.at(number)) is not None
         ]
         return Outcome(ring, self.wire.data, failed)
 

@@ -14,6 +14,7 @@ from walstream.auth.tokens import Claims
 from walstream.capture.plan import Plan
 from walstream.channel.join import ChangeItem
 from walstream.errors import ClientError, FilterError
+from walstream.history.position import Position
 from walstream.model import Catalog, Relation
 from walstream.policy import Viewer
 from walstream.predicate import Expression, Literals, compile, literals_needed  # noqa: A004
@@ -48,12 +49,13 @@ class ItemProblem(ClientError):
 
 
 class Wish(NamedTuple):
-    """One readable item. ``expression``: its filter, None for none."""
+    """One readable item. ``expression``: its filter, None for none; ``since``: where its client was."""
 
     item: ChangeItem
     schema: str
     table: str
     expression: Expression | None
+    since: Position | None = None
 
     @property
     def is_wildcard(self) -> bool:
@@ -84,8 +86,17 @@ def read(items: Iterable[ChangeItem]) -> list[Wish]:
             expression = parse_filter(item.filter) if item.filter else None
         except FilterError as error:
             raise ItemProblem(error.message) from error
-        wishes.append(Wish(item, item.schema, item.table, expression))
+        wishes.append(Wish(item, item.schema, item.table, expression, _position(item.since)))
     return wishes
+
+
+def _position(text: str | None) -> Position | None:
+    if text is None:
+        return None
+    try:
+        return Position.parse(text)
+    except ValueError as error:
+        raise ItemProblem(f"Error parsing `since` params: {error}") from error
 
 
 def captured(relation: Relation, plan: Plan) -> Relation | None:

@@ -7,7 +7,7 @@ changes are live is explained in docs/discussion/live-from.md.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -19,12 +19,13 @@ from walstream.capture.plan import Plan
 from walstream.channel.effects import SUBSCRIBED, Accepted, JoinRequest, Refused
 from walstream.channel.session import RESTARTING
 from walstream.errors import EnvironmentFailure, WalstreamError
+from walstream.history.resume import PlanChange
 from walstream.history.ring import Ring
 from walstream.model import Catalog, CatalogMiss, Relation, RelationInfo, Snapshot, TypeInfo
 from walstream.policy import Viewer
 from walstream.protocol.shapes import Shape
 from walstream.router import ANY, Binding, Router, wire_ids
-from walstream.shell.clients import join_check
+from walstream.shell.clients import join_check, starts
 from walstream.shell.clients.connection import JoinOwner
 from walstream.shell.clients.join_check import Facts, ItemProblem, Table, Wish
 from walstream.shell.database.access import REFRESH_SECONDS, Rights, RoleFacts, TableAccess, load_rights, load_roles
@@ -61,7 +62,6 @@ UNFIT_SECONDS: Final = 1.0
 MISSES_MAX: Final = 5
 
 DATABASE_AWAY: Final = "The database is not available: the subscription is tried again until it is"
-GAP: Final = "Changes may be missing: read the tables again"
 LOST: Final = "The role may not read these changes any more"
 
 log = structlog.get_logger()
@@ -71,6 +71,11 @@ class Plans(Protocol):
     """Where the plan comes from. It may be newer in the database than in the stream: a client may join right after
     its table was subscribed.
     """
+
+    @property
+    def plan_changes(self) -> Sequence[PlanChange]:
+        """Changes of the plan inside the window."""
+        ...
 
     def load(self, connection: PgConnection) -> LoadedPlan:
         """The plan of now, in a worker thread. Raises psycopg2.Error."""
@@ -185,7 +190,7 @@ class Joins:
         """Tell everybody that changes may be missing. ``reason``: one of docs/reference/protocol.md."""
         for joined in list(self._joined.values()):
             joined.asked.owner.system(
-                joined.asked.request.serial, "ok", GAP, {"event": "gap", "reason": reason}
+                joined.asked.request.serial, "ok", starts.GAP, {"event": "gap", "reason": reason}
             )  # fmt: skip
 
     # -- from connections
@@ -354,9 +359,19 @@ class Joins:
             return
         key = AudienceKey(request.topic, owner.vsn, request.shape, ids, asked.role, viewer, _wire(ids, wire))
         self._access.enter(asked.role)
-        member = self._fanout.join(owner.outbox, key, snapshot, asked_at)
+        member = self._enter(asked, key, snapshot, asked_at)
         self._joined[asked.key] = _Joined(asked, member, ids, wire, asked.role, viewer)
         asked.promised = ()
+
+    def _enter(self, asked: _Asked, key: AudienceKey, snapshot: Snapshot, asked_at: int) -> Member:
+        """Let the join have its changes: from its snapshot on, or from where its client was."""
+        owner = asked.owner
+        found = starts.find(asked.wishes, self._ring, snapshot, asked_at, self._plans.plan_changes)
+        if found.message:
+            owner.system(asked.request.serial, "ok", found.message, found.details)
+        if found.starts is None:
+            return self._fanout.join(owner.outbox, key, snapshot, asked_at)
+        return self._fanout.resume(owner.outbox, key, found.starts, snapshot, asked_at)
 
     def _drop(self, asked: _Asked) -> None:
         self._asked.pop(asked.key, None)

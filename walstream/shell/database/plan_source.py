@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from psycopg2 import sql
 
+from walstream.capture.names import parse_table_pattern
 from walstream.capture.plan import Plan, SubscriptionRow, subscription_row
+from walstream.errors import FilterError
 from walstream.model import Change, Operation, Row, Snapshot
 from walstream.shell.database.join_facts import load_snapshot
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 TABLE = "subscriptions"
 
 _NEEDED = ("id", "table_name", "events")
+_PLANNED = frozenset({"table_name", "events", "filter", "columns"})
 
 _PUBLICATION = """
 select t.schemaname, t.tablename from pg_catalog.pg_publication_tables t where t.pubname = %s
@@ -74,6 +77,33 @@ def applied(plan: Plan, changes: Iterable[Change]) -> Plan:
             known = next((row for row in known_rows if row.id in ids), None)
             plan = plan.with_row(_completed(_row(after), change, known))
     return plan
+
+
+def concerned(changes: Iterable[Change]) -> frozenset[tuple[str, str]]:
+    """Tables, "*" for any, that committed changes of ``subscriptions`` are about; not those that only count.
+
+    What a name means that cannot be read, or is not in the WAL, is anybody's guess: all tables.
+    """
+    tables: set[tuple[str, str]] = set()
+    for change in changes:
+        if change.operation is Operation.TRUNCATE:
+            return frozenset({("*", "*")})
+        before, after = _values(change, change.old), _values(change, change.new)
+        # What is not in the new row is as it was.
+        if before and after and all(before.get(name) == after.get(name, before.get(name)) for name in _PLANNED):
+            continue
+        for values in (before, after):
+            if values is not None:
+                tables |= _meant(values.get("table_name"))
+    return frozenset(tables)
+
+
+def _meant(name: object) -> set[tuple[str, str]]:
+    try:
+        pattern = parse_table_pattern(str(name))
+    except FilterError:
+        return {("*", "*")}
+    return {(schema or "*", table or "*") for schema, table in pattern.spellings}
 
 
 def _completed(row: SubscriptionRow, change: Change, known: SubscriptionRow | None) -> SubscriptionRow:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -18,11 +18,21 @@ from walstream.router.index import deciding_row
 from walstream.shell.delivery.judge import Verdict
 from walstream.shell.delivery.outbox import Outbox
 
+if TYPE_CHECKING:
+    from walstream.shell.delivery.pursuit import Pursuit
+
 Columns: TypeAlias = tuple[str, ...] | None
 """What a client chose or may see; None for all."""
 
 Group: TypeAlias = tuple[Columns, tuple[int, ...]]
 """Ids of bindings that want a change in the same columns."""
+
+
+class Place(NamedTuple):
+    """A change in the order of commits: its transaction's commit end, and its ordinal."""
+
+    commit_lsn: int
+    ordinal: int
 
 
 class AudienceKey(NamedTuple):
@@ -46,9 +56,10 @@ class Member:
     """One joined topic of one socket, as far as fan-out is concerned.
 
     ``before``: what it was before its token changed, while changes of that time still wait for an answer.
+    ``pursuit``: while it is behind, and its audience one where nobody else is.
     """
 
-    __slots__ = ("audience", "before", "live", "outbox", "snapshot")
+    __slots__ = ("audience", "before", "live", "outbox", "pursuit", "snapshot")
 
     def __init__(self, outbox: Outbox, audience: Audience, snapshot: Snapshot) -> None:
         self.outbox = outbox
@@ -56,16 +67,17 @@ class Member:
         self.snapshot = snapshot
         self.live = False  # for the transaction being routed, while ``snapshot`` is not settled
         self.before: Member | None = None
+        self.pursuit: Pursuit | None = None
 
 
 class Rendered:
     """One change in one shape and column selection, encoded when first asked for."""
 
-    __slots__ = ("change", "columns", "final", "plain", "shape", "text")
+    __slots__ = ("change", "columns", "final", "plain", "routing", "shape")
 
-    def __init__(self, change: Change, text: TransactionText, shape: Shape, columns: Columns) -> None:
+    def __init__(self, change: Change, routing: Routing, shape: Shape, columns: Columns) -> None:
         self.change = change
-        self.text = text
+        self.routing = routing
         self.shape = shape
         self.columns = columns
         self.plain: bytes | None = None
@@ -75,10 +87,10 @@ class Rendered:
         """The encoded change, marked as the transaction's last one if ``last``."""
         if last:
             if self.final is None:
-                self.final = self.shape.render(self.change, self.text, self.columns, last=True)
+                self.final = self.shape.render(self.change, self.routing.text, self.columns, last=True)
             return self.final
         if self.plain is None:
-            self.plain = self.shape.render(self.change, self.text, self.columns, last=False)
+            self.plain = self.shape.render(self.change, self.routing.text, self.columns, last=False)
         return self.plain
 
 
@@ -106,7 +118,7 @@ class Telling:
         rendered = self._rendered.get((shape, columns, whole))
         if rendered is None:
             change = self.change if whole else self._shortened()
-            rendered = self._rendered[shape, columns, whole] = Rendered(change, self.routing.text, shape, columns)
+            rendered = self._rendered[shape, columns, whole] = Rendered(change, self.routing, shape, columns)
         return rendered
 
     @property
@@ -180,8 +192,8 @@ class Audience:
     """The sockets behind one ``AudienceKey`` and the frames that wait for the end of the tick."""
 
     __slots__ = (
-        "_wire", "chunk", "held", "joining", "key", "pending", "prefixes", "rest", "shared", "solo", "suffix",
-        "waiting", "waiting_bytes",
+        "_wire", "chunk", "chunk_from", "held", "joining", "key", "pending", "pending_from", "prefixes", "rest",
+        "shared", "solo", "suffix", "waiting", "waiting_bytes",
     )  # fmt: skip
 
     def __init__(self, key: AudienceKey) -> None:
@@ -190,7 +202,9 @@ class Audience:
         self.shared: dict[Outbox, Member] = {}  # sockets with several: frames go in as they come, in commit order
         self.joining: dict[Outbox, Member] = {}  # sockets for which a transaction may still be older than their join
         self.pending: list[bytes] = []
+        self.pending_from: Place | None = None  # its first change
         self.chunk = b""  # what is being written in slices, older than ``pending``
+        self.chunk_from: Place | None = None
         self.rest: list[Outbox] = []  # who has not got it yet
         self.prefixes: dict[tuple[object, tuple[int, ...]], bytes] = {}
         self.suffix = key.shape.suffix(key.vsn)
@@ -200,6 +214,14 @@ class Audience:
         self.waiting: deque[Step | End | Gate] = deque()
         self.waiting_bytes = 0
         self._wire = dict(zip(key.ids, key.wire, strict=True)) if key.wire else None
+
+    @property
+    def held_at(self) -> Place | None:
+        """Which change is held."""
+        if not self.held:
+            return None
+        rendered = self.held[0][0]
+        return Place(rendered.routing.transaction.commit_lsn, rendered.change.ordinal)
 
     @property
     def holds(self) -> int:

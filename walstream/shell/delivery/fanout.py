@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import trio
 
+from walstream.history.resume import Start
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live, settled
 from walstream.model import Change, Operation, Relation, Row, Snapshot, Transaction
@@ -32,6 +33,7 @@ from walstream.shell.delivery.audience import (
     Gate,
     Group,
     Member,
+    Place,
     Routing,
     Step,
     Telling,
@@ -41,6 +43,7 @@ from walstream.shell.delivery.frames import Frames
 from walstream.shell.delivery.judge import Verdict
 from walstream.shell.delivery.members import Members
 from walstream.shell.delivery.outbox import Outbox
+from walstream.shell.delivery.pursuit import Pursuits
 from walstream.shell.delivery.runs import InsertRuns
 
 SLICE_CHANGES = 500
@@ -111,8 +114,9 @@ class Fanout:
         self._access = access
         self._judge = judge
         self._doubts = doubts
-        self._frames = Frames()
+        self._frames = Frames(lambda *refused: self._pursuits.fall_behind(*refused))
         self._members = Members(self._frames)
+        self._pursuits = Pursuits(self, ring, self._members, self._frames)
         self._backlog: deque[_Queued] = deque()
         self._backlog_done = 0  # changes of the backlog's first transaction that are routed already
         self._woken = trio.Event()
@@ -161,17 +165,20 @@ class Fanout:
         What waits for an answer goes on waiting for it, and what comes from now on waits behind it.
         """
         members = self._members
+        if not member.audience.waiting:
+            # A large transaction is half routed: what is held is for who was there.
+            self._frames.finish(member.audience, last=False)
+            self._frames.drain(member.audience)
+        if member.pursuit is not None:
+            return self._pursuits.move(member, member.pursuit, key)
         if member.audience.waiting:
             moved = members.moved(member, members.audience(key, fresh=True))
             moved.before = members.detach(member)
             members.enter(moved)
-            self._wait(moved.audience, Gate(moved.before))
-            self._woken.set()  # of what waited it may be that nothing was for this member
+            self.hold_back(moved.audience, Gate(moved.before))
             return moved
         audience = members.audience(key)
-        for each in (member.audience, audience):
-            # A large transaction is half routed: what is held is for who was there.
-            self._frames.finish(each, last=False)
+        self._frames.finish(audience, last=False)
         moved = members.moved(member, audience)
         members.leave(member)
         members.enter(moved)
@@ -180,17 +187,61 @@ class Fanout:
     def leave(self, member: Member) -> None:
         """Remove a socket from an audience; nothing more of it is delivered."""
         self._members.leave(member)
+        if member.pursuit is not None:
+            self._pursuits.leave(member.pursuit)
+            self._members.leave(member)  # it may have fallen behind by what was just written for the last time
+
+    # -- who is behind
+
+    def resume(
+        self, outbox: Outbox, key: AudienceKey, starts: Sequence[Start | None], snapshot: Snapshot, asked_at: int
+    ) -> Member:
+        """Add a socket that goes on where it was, at its own pace until it is live.
+
+        ``starts``: one for each of the key's ids; None for a binding that begins as with ``join``.
+        """
+        return self._pursuits.resume(outbox, key, starts, snapshot, asked_at)
+
+    @property
+    def routed(self) -> int:
+        """See ``pursuit.Source``."""
+        return self._backlog[0].sequence if self._backlog else self._ring.next_sequence
+
+    @property
+    def is_half_routed(self) -> bool:
+        """See ``pursuit.Source``."""
+        return self._backlog_done > 0
+
+    def queued(self, sequence: int) -> Transaction | None:
+        """See ``pursuit.Source``."""
+        return next((each.routing.transaction for each in self._backlog if each.sequence == sequence), None)
+
+    def deliver(self, change: Change, routing: Routing, audiences: Mapping[int, Mapping[Audience, None]]) -> None:
+        """See ``pursuit.Source``."""
+        self._deliver(change, routing, audiences, {})
+
+    def hold_back(self, audience: Audience, gate: Gate) -> None:
+        """See ``pursuit.Source``."""
+        self._wait(audience, gate)
+        self._woken.set()  # of what waited it may be that nothing was for this member
+
+    def end(self, audience: Audience) -> None:
+        """A transaction is over."""
+        if audience.waiting:
+            self._wait(audience, End(audience.live))
+        else:
+            self._frames.finish(audience, last=True)
 
     def _catch_up(self, member: Member, asked_at: int) -> None:
-        routed = self._backlog[0].sequence if self._backlog else self._ring.next_sequence
+        routed = self.routed
         alone = Audience(member.audience.key)  # a stand-in
         alone.shared[member.outbox] = member
         for sequence, transaction in self._ring.maybe_live(member.snapshot, asked_at):
-            if sequence < routed and self._is_live(transaction, member.snapshot):
-                self._replay(alone, self._routing(transaction), transaction.changes)
-                self._end(alone)
+            if sequence < routed and self.is_live(transaction, member.snapshot):
+                self._replay(alone, self.routing(transaction), transaction.changes)
+                self.end(alone)
         # The ring may have let go of a large one already.
-        if self._backlog and self._is_live(self._backlog[0].routing.transaction, member.snapshot):
+        if self._backlog and self.is_live(self._backlog[0].routing.transaction, member.snapshot):
             self._replay_begun(member, alone, self._backlog[0].routing)
         elif alone.waiting:
             self._members.adopt(member, alone)
@@ -219,7 +270,8 @@ class Fanout:
                 audience.held = alone.held
                 self._touched[audience] = None
 
-    def _is_live(self, transaction: Transaction, snapshot: Snapshot) -> bool:
+    def is_live(self, transaction: Transaction, snapshot: Snapshot) -> bool:
+        """See ``pursuit.Source``."""
         return is_live(transaction, snapshot, self._server_start)
 
     # -- routing
@@ -227,25 +279,29 @@ class Fanout:
     def route(self, sequence: int, transaction: Transaction, *, spilled: bool) -> None:
         """Route one transaction, or queue it behind a large one. ``sequence``: its number in the ring."""
         if spilled or self._backlog:
-            self._backlog.append(_Queued(sequence, self._routing(transaction)))
+            self._backlog.append(_Queued(sequence, self.routing(transaction)))
             self._woken.set()
+            self._pursuits.routed()
             return
+        if self._pursuits.is_waited_for:
+            self._pursuits.routed()
         self._begin(transaction)
-        routing = self._routing(transaction)
-        if self._route_run(transaction.changes, routing.text):
+        routing = self.routing(transaction)
+        if self._route_run(routing):
             return
         touched: dict[Audience, None] = {}
         for change in transaction.changes:
             self._deliver(change, routing, self._members.by_binding, touched)
         for audience in touched:
-            self._end(audience)
+            self.end(audience)
 
-    def _route_run(self, changes: Sequence[Change], text: TransactionText) -> bool:
+    def _route_run(self, routing: Routing) -> bool:
         """Route a transaction of nothing but INSERTs into one table of which everybody gets all: the usual bulk.
 
         Says the same as ``_deliver`` for each, in a fraction of the time. Returns False, with nothing done, where the
         transaction is not like that.
         """
+        changes, text = routing.transaction.changes, routing.text
         if len(changes) < RUN_CHANGES_MIN or changes[0].operation is not Operation.INSERT:
             return False
         if len(set(map(_KIND, changes))) > 1:
@@ -267,7 +323,7 @@ class Fanout:
         if not runs:
             return False
         for audience, payloads in runs:
-            self._frames.add(audience, payloads)
+            self._frames.add(audience, payloads, Place(routing.transaction.commit_lsn, 0))
         self.changes_out += len(changes)
         return True
 
@@ -280,13 +336,15 @@ class Fanout:
 
         Cancelling it loses nothing; run again, it goes on where it was.
         """
-        while True:
-            if not self._backlog:
-                await self._woken.wait()
-            self._woken = trio.Event()
-            await self._go_on()
-            while self._backlog:
-                await self._route_sliced(self._backlog[0])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pursuits.run)
+            while True:
+                if not self._backlog:
+                    await self._woken.wait()
+                self._woken = trio.Event()
+                await self._go_on()
+                while self._backlog:
+                    await self._route_sliced(self._backlog[0])
 
     async def _route_sliced(self, queued: _Queued) -> None:
         routing = queued.routing
@@ -306,10 +364,11 @@ class Fanout:
             await self._go_on()
             await trio.lowlevel.checkpoint()
         for audience in touched:
-            self._end(audience)
+            self.end(audience)
         touched.clear()
         self._backlog.popleft()
         self._backlog_done = 0
+        self._pursuits.routed()
         await self._go_on()
         await trio.lowlevel.checkpoint()
 
@@ -321,12 +380,13 @@ class Fanout:
             if not member.audience.waiting and settled(transaction, member.snapshot):
                 done.append(member)
             else:
-                member.live = self._is_live(transaction, member.snapshot)
+                member.live = self.is_live(transaction, member.snapshot)
         for member in done:
             self._members.settle(member)
             del self._members.joining[member]
 
-    def _routing(self, transaction: Transaction) -> Routing:
+    def routing(self, transaction: Transaction) -> Routing:
+        """See ``pursuit.Source``."""
         return Routing(transaction, TransactionText.of(transaction, self._ring.cluster, self._max_record_bytes))
 
     def _deliver(
@@ -465,13 +525,6 @@ class Fanout:
                 if audience.waiting_bytes > outbox.limit_bytes:
                     outbox.overflow()
 
-    def _end(self, audience: Audience) -> None:
-        """A transaction is over."""
-        if audience.waiting:
-            self._wait(audience, End(audience.live))
-        else:
-            self._frames.finish(audience, last=True)
-
     async def _go_on(self) -> None:
         """Tell what is not waited for any more, and write it."""
         for audience in list(self._members.waiting):
@@ -487,16 +540,18 @@ class Fanout:
             if isinstance(item, Gate):
                 if item.member.audience.waiting:
                     break
+                waiting.popleft()
                 self._pass(audience, item.member)
             elif isinstance(item, End):
+                waiting.popleft()
                 self._enliven(audience, item.live)
                 self._frames.finish(audience, last=True)
             elif item.is_ready:
+                waiting.popleft()
                 self._enliven(audience, item.live)
                 self._answered(audience, item)
             else:
                 break
-            waiting.popleft()
         self._enliven(audience, now)
         if not waiting:
             self._members.waiting.pop(audience, None)

@@ -79,9 +79,37 @@ class Members:
             if not audiences:
                 self.by_binding.pop(binding_id, None)
 
+    def expel(self, member: Member) -> None:
+        """Remove a socket that has no room from its audience; what waits there is for the others."""
+        self.changes += 1
+        audience, outbox = member.audience, member.outbox
+        for place in (audience.solo, audience.shared, audience.joining):
+            if place.get(outbox) is member:
+                del place[outbox]
+        self.joining.pop(member, None)
+        self._of_outbox[outbox].remove(member)
+        if not audience:
+            self._forget(audience)
+
+    def isolate(self, member: Member, key: AudienceKey) -> None:
+        """Give a member who is in no audience one to which no binding leads."""
+        self.changes += 1
+        alone = member.audience = Audience(key)
+        self.share(member.outbox)
+        alone.shared[member.outbox] = member
+        self._of_outbox.setdefault(member.outbox, []).append(member)
+
+    def leads_to(self, audience: Audience) -> bool:
+        """Whether what is routed comes to an audience."""
+        return self._audiences.get(audience.key) is audience
+
+    def of(self, audience: Audience, outbox: Outbox) -> Member | None:
+        """The socket's member of an audience."""
+        return audience.solo.get(outbox) or audience.shared.get(outbox) or audience.joining.get(outbox)
+
     def share(self, outbox: Outbox) -> None:
         """The socket is about to get another audience: what it was sent before goes out before what follows."""
-        for member in self._of_outbox.get(outbox, ()):
+        for member in list(self._of_outbox.get(outbox, ())):
             self._share(member)
 
     def _share(self, member: Member) -> None:
@@ -90,8 +118,8 @@ class Members:
         audience = member.audience
         if audience.solo.get(member.outbox) is member:
             self._frames.drain(audience)
-            del audience.solo[member.outbox]
-            audience.shared[member.outbox] = member
+            if audience.solo.pop(member.outbox, None) is not None:  # else it has fallen behind by that
+                audience.shared[member.outbox] = member
 
     def settle(self, member: Member) -> None:
         """Everything from now on is live for the member."""

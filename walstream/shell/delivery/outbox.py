@@ -90,7 +90,14 @@ class Outbox:
         return 0
 
     def push(self, chunk: bytes) -> bool:
-        """Queue whole frames for the next ``flush``. False when they were refused (see ``state``)."""
+        """Queue whole frames for the next ``flush``. False when they were refused: no room, or see ``state``."""
+        if self.offer(chunk):
+            return True
+        self.overflow()
+        return False
+
+    def offer(self, chunk: bytes) -> bool:
+        """As ``push``, but where there is no room nothing changes: whoever offers knows what to do."""
         queue = self._queue
         if queue is None:
             self._queue = [chunk]
@@ -100,7 +107,6 @@ class Outbox:
             return False
         queued = self.queued_bytes + len(chunk)
         if queued > self.limit_bytes:
-            self.overflow()
             return False
         queue.append(chunk)
         self.queued_bytes = queued
@@ -251,14 +257,14 @@ class Outbox:
         self._offset = sent
 
 
-def broadcast(outboxes: Iterable[Outbox], chunk: bytes) -> list[Outbox]:
+def broadcast(outboxes: Iterable[Outbox], chunk: bytes, *, patient: bool = False) -> list[Outbox]:
     """Send the same whole frames to many sockets, each with one non-blocking write where nothing is queued before.
 
-    Returns the outboxes that overflowed by it. Costs about a microsecond per socket beside the system call: this is
-    the loop that decides how many clients a core can serve.
+    Returns the outboxes that had no room; they have overflowed, unless ``patient``. Costs about a microsecond per
+    socket beside the system call: this is the loop that decides how many clients a core can serve.
     """
     size = len(chunk)
-    overflowed: list[Outbox] = []
+    refused: list[Outbox] = []
     for outbox in outboxes:
         if outbox._queue is None:  # noqa: SLF001 - same module; a property would double the loop's cost
             try:
@@ -270,11 +276,11 @@ def broadcast(outboxes: Iterable[Outbox], chunk: bytes) -> list[Outbox]:
             else:
                 _send_rest(outbox, chunk, sent)
         elif not outbox.state:
-            if outbox.push(chunk):
+            if outbox.offer(chunk) if patient else outbox.push(chunk):
                 outbox.flush()
             else:
-                overflowed.append(outbox)
-    return overflowed
+                refused.append(outbox)
+    return refused
 
 
 def _send_rest(outbox: Outbox, chunk: bytes, sent: int) -> None:

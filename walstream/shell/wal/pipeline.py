@@ -6,6 +6,7 @@ for as many messages as the reader hands over. Reading the slot is ``wal_reader`
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -19,6 +20,7 @@ from walstream.capture.tally import Tally
 from walstream.decoder import MESSAGE_PREFIX, Decoder
 from walstream.errors import EnvironmentFailure, Invariant
 from walstream.history.assemble import Assembler
+from walstream.history.resume import PlanChange
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live, settled
 from walstream.lsn import Lsn
@@ -140,6 +142,7 @@ class Pipeline:
         self._restart_lsn = self._wal_end = 0
         self._evict_at = 0.0
         self._faulty: frozenset[Fault] = frozenset()
+        self._plan_changes: deque[PlanChange] = deque()  # inside the window
 
     # -- the stream
 
@@ -152,7 +155,8 @@ class Pipeline:
             is_other = stream.cluster != self._ring.cluster
             if is_other:
                 self._fanout.cluster_changed()
-            self._ring.restart(stream.cluster)
+            self._ring.restart(stream.cluster, stream.confirmed)
+            self._plan_changes.clear()
             self.on_gap("other_cluster" if is_other else "slot_lost")
         self._fanout.server_started(stream.server_start)
         self._server_start = stream.server_start
@@ -411,10 +415,20 @@ class Pipeline:
         changes = [change for change in transaction.control if change.relation.name == plan_source.TABLE]
         if not changes:
             return
+        tables = plan_source.concerned(changes)
+        if tables:
+            self._plan_changes.append(PlanChange(transaction.commit_lsn, tables))
         if self._plan_snapshot is not None and not is_live(transaction, self._plan_snapshot, self._server_start):
             return  # read again after a restart; the plan that was loaded has it
         self._use(plan_source.applied(self.plan, changes))
         log.info(PLAN_CHANGED, rows=len(self.plan.rows), lsn=str(transaction.commit_lsn))
+
+    @property
+    def plan_changes(self) -> Sequence[PlanChange]:
+        """Changes of the plan that are younger than the oldest transaction in the window."""
+        while self._plan_changes and self._plan_changes[0].commit_lsn <= self._ring.floor:
+            self._plan_changes.popleft()
+        return self._plan_changes
 
     def load(self, connection: PgConnection) -> LoadedPlan:
         """The plan of now, which may be newer than what the stream has reached. Blocks; raises psycopg2.Error."""

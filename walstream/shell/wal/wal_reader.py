@@ -76,13 +76,14 @@ class Stream(NamedTuple):
     """What is known of a stream before its first message.
 
     ``cluster``: digest of system and timeline. ``server_start``: seconds since the epoch. ``is_new_slot``: whatever was
-    committed before now is not in it.
+    committed before now is not in it. ``confirmed``: nothing that ends before it comes.
     """
 
     plugin: str
     cluster: str
     server_start: float
     is_new_slot: bool
+    confirmed: Lsn = Lsn(0)
 
 
 class Sink(Protocol):
@@ -388,11 +389,11 @@ class WalReader:
                 reason="encoding",
                 repair="walstream needs a UTF8 database",
             )
-        plugin, is_new = self._slot(opened, database)
-        return Stream(plugin, cluster_digest(system, timeline), started, is_new), timeout
+        plugin, is_new, confirmed = self._slot(opened, database)
+        return Stream(plugin, cluster_digest(system, timeline), started, is_new, confirmed), timeout
 
-    def _slot(self, opened: PgConnection, database: str) -> tuple[str, bool]:
-        """The plugin of our slot, and whether the slot had to be made."""
+    def _slot(self, opened: PgConnection, database: str) -> tuple[str, bool, Lsn]:
+        """The plugin of our slot, whether the slot had to be made, and from where on it tells."""
         reading = self._reading
         slot = slots.find(opened, reading.slot)
         if slot is not None:
@@ -400,7 +401,7 @@ class WalReader:
             if slot.wal_status != "lost":
                 if slot.plugin == "pgoutput":
                     publications.sync_publications(opened, reading.schema)
-                return slot.plugin, False
+                return slot.plugin, False, slot.confirmed_lsn or Lsn(0)
             slots.drop(opened, reading.slot)
         if reading.decoder != "wal2json":
             # Before the slot: a publication that is younger than the slot is unknown to the WAL between them.
@@ -408,7 +409,7 @@ class WalReader:
         plugin, position = slots.create(opened, reading.slot, reading.decoder)
         log.info(SLOT_CREATED, slot=reading.slot, plugin=plugin, lsn=str(position), again=self._created)
         self._created = True
-        return plugin, True
+        return plugin, True, position
 
     async def _abandon(self, plugin: str, refused: WalstreamError) -> None:
         """Give up a slot that nobody can read until a superuser has acted; the next one takes the other plugin."""

@@ -1,0 +1,257 @@
+"""Slow sockets and resuming clients get everything once and in order, however slowly they read."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from typing import cast
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.shell.fanout_support import BEFORE, Got, Rig, Wire, changes, got, is_clean, outbox
+from tests.support import run
+from walstream.history.resume import Start
+from walstream.lsn import Lsn
+from walstream.model import Snapshot
+from walstream.shell.delivery import fanout as fanout_module
+from walstream.shell.delivery import pursuit as pursuit_module
+from walstream.shell.delivery.audience import Member
+from walstream.shell.delivery.outbox import Outbox
+
+ROLES = ("reader", "other")
+LIMIT = 3000
+FRAME = 330  # bytes of one change on the wire, about
+
+
+class Narrow(Wire):
+    """A socket that takes what its client has read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = 0
+
+    def send(self, data: bytes | memoryview) -> int:
+        if not self.room:
+            raise BlockingIOError
+        taken = bytes(data[: self.room])
+        self.room -= len(taken)
+        return super().send(taken)
+
+    def sendmsg(self, buffers: Iterable[bytes | memoryview]) -> int:
+        return self.send(b"".join(buffers))
+
+    def frames(self) -> list[bytes]:
+        raise NotImplementedError
+
+
+class Client:
+    """One socket in one topic; ``since``: after which change it began."""
+
+    def __init__(self, world: World, since: tuple[int, int]) -> None:
+        self.world = world
+        self.wire = Narrow()
+        self.overflows: list[Outbox] = []
+        self.outbox = Outbox(cast(socket.socket, self.wire), LIMIT, lambda outbox: None, self.overflows.append)
+        self.since = since
+        self.member: Member | None = None
+
+    def read(self, room: int) -> None:
+        self.wire.room += room
+        self.outbox.parked = False
+        self.outbox.flush()
+
+    def got(self) -> list[Got]:
+        whole = Wire()
+        whole.data = self.wire.data
+        return got(whole)
+
+
+class World:
+    def __init__(self) -> None:
+        self.rig = Rig(*ROLES)
+        self.key = self.rig.key(self.rig.binding(), self.rig.binding("n=lt.3"))
+        self.committed: list[tuple[int, int]] = []
+        self.clients: list[Client] = []
+        self.moved = False
+
+    def route(self, choice: int) -> None:
+        count = choice % 7
+        if count:
+            lsn = self.rig.route(*[(choice + each) % 6 for each in range(count)], spilled=choice % 5 == 0)
+            self.committed += [(lsn, ordinal) for ordinal in range(count)]
+
+    def join(self, _: int) -> None:
+        """Live from the next transaction on."""
+        xid = self.rig.commit + 1
+        now = Snapshot(xid, xid, frozenset(), self.rig.commit, self.rig.commit, 1.0)
+        client = Client(self, (self.rig.commit, 1 << 40))
+        client.member = self.rig.fanout.join(client.outbox, self.key, now, self.rig.ring.next_sequence)
+        self.clients.append(client)
+
+    def resume(self, choice: int) -> None:
+        if not self.committed:
+            return
+        lsn, ordinal = since = self.committed[-1 - choice % len(self.committed)]
+        client = Client(self, since)
+        start = Start(Lsn(lsn), ordinal)
+        sequence = self.rig.ring.next_sequence
+        client.member = self.rig.fanout.resume(client.outbox, self.key, [start, start], BEFORE, sequence)
+        self.clients.append(client)
+
+    def read(self, choice: int) -> None:
+        if self.clients:
+            self.clients[choice % len(self.clients)].read(choice * 20)
+
+    def leave(self, choice: int) -> None:
+        if self.clients and choice % 3 == 0:
+            client = self.clients.pop(choice % len(self.clients))
+            if client.member is not None:
+                self.rig.fanout.leave(client.member)
+
+    def move(self, choice: int) -> None:
+        if self.clients:
+            client = self.clients[choice % len(self.clients)]
+            assert client.member is not None
+            key = client.member.audience.key
+            role = ROLES[1 - ROLES.index(key.role)]
+            client.member = self.rig.fanout.move(client.member, key._replace(role=role, generation=0))
+            self.moved = True
+
+    def check(self) -> None:
+        for client in self.clients:
+            assert not client.overflows
+            found = client.got()
+            expected = [place for place in self.committed if place > client.since]
+            places = [(each.commit, each.ordinal) for each in found]
+            # A change that is known by its place may come twice when a socket has no room for a part of its frames.
+            assert list(dict.fromkeys(places)) == expected
+            assert places == sorted(places)
+            ends = [at for at, place in enumerate(places) if [*places, (0, 0)][at + 1][0] != place[0]]
+            if not self.moved:
+                assert [at for at, each in enumerate(found) if each.last and at in ends] == ends
+
+
+ACTIONS = ("route", "route", "route", "join", "resume", "read", "read", "leave", "move", "turn")
+steps = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 200)), min_size=30, max_size=80)
+
+
+async def play(script: list[tuple[str, int]]) -> World:
+    world = World()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.rig.fanout.run)
+        for name, choice in script:
+            if name == "turn":
+                await world.rig.fanout.flush()
+                await trio.testing.wait_all_tasks_blocked()
+            else:
+                getattr(world, name)(choice)
+        await world.rig.fanout.flush()
+        world.route(1)  # what everybody who is behind is to arrive at
+        for _ in range(len(world.committed) + 50):
+            await world.rig.fanout.flush()
+            for client in world.clients:
+                client.read(100_000)
+            await trio.testing.wait_all_tasks_blocked()
+        assert not len(world.rig.fanout._pursuits), "everybody is live in the end"
+        nursery.cancel_scope.cancel()
+    return world
+
+
+@pytest.mark.parametrize("moving", [False, True])
+@given(script=steps)
+@settings(max_examples=100)
+def test_everybody_gets_everything_at_their_own_pace(moving: bool, script: list[tuple[str, int]]) -> None:
+    if not moving:
+        script = [step for step in script if step[0] != "move"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fanout_module, "SLICE_CHANGES", 2)
+        patch.setattr(pursuit_module, "SLICE_CHANGES", 3)
+        patch.setattr(pursuit_module, "ROOM_BYTES", 2 * FRAME)
+        world = run(play, script)
+    world.check()
+    for client in world.clients:
+        assert client.member is not None
+        world.rig.fanout.leave(client.member)
+    assert is_clean(world.rig.fanout)
+
+
+def test_who_falls_off_the_ring_overflows() -> None:
+    async def main() -> None:
+        world = World()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.rig.fanout.run)
+            world.join(0)
+            world.join(0)
+            slow, quick = world.clients
+            quick.read(1 << 20)
+            for _ in range(20):
+                world.route(6)
+                await world.rig.fanout.flush()
+            await trio.testing.wait_all_tasks_blocked()
+            assert not slow.overflows
+            assert len(world.rig.fanout._pursuits) == 1
+            world.rig.ring.clear()
+            slow.read(LIMIT)
+            await trio.testing.wait_all_tasks_blocked()
+            assert slow.overflows
+            assert not quick.overflows
+            assert len(quick.got()) == 120
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_a_place_that_another_commit_has_taken_is_not_gone_on_from() -> None:
+    async def main() -> None:
+        world = World()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.rig.fanout.run)
+            client = Client(world, (0, 0))
+            start = Start(Lsn(world.rig.commit + 10), 0, xid=999_999)
+            client.member = world.rig.fanout.resume(client.outbox, world.key, [start, start], BEFORE, 0)
+            client.read(1 << 20)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not client.overflows, "it may still come"
+            world.route(3)
+            await trio.testing.wait_all_tasks_blocked()
+            assert client.overflows
+            assert client.got() == []
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_bindings_of_one_join_may_go_on_from_different_places() -> None:
+    """One resumes, the other begins at the join's snapshot, which may be older than what is read next."""
+
+    async def main() -> None:
+        rig = Rig()
+        everything, small = rig.binding(), rig.binding("n=lt.3")
+        for number in (1, 2, 5):
+            rig.route(number)
+        sequence, late = rig.append(changes(1))
+        rig.fanout.route(sequence, late, spilled=False)
+        wire = Wire()
+        snapshot = Snapshot(late.xid, late.xid + 1, frozenset({late.xid}), rig.commit + 15, rig.commit + 15, 1.0)
+        starts = [Start(Lsn(110), 0), None]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.fanout.run)
+            rig.fanout.resume(outbox(wire), rig.key(everything, small), starts, snapshot, rig.ring.next_sequence)
+            await trio.testing.wait_all_tasks_blocked()
+            # Of what the snapshot sees already, although it is read only now.
+            rig.fanout.route(*rig.append(changes(0), xid=50), spilled=False)
+            rig.fanout.route(*rig.append(changes(2)), spilled=False)
+            rig.route(1)
+            await trio.testing.wait_all_tasks_blocked()
+            await rig.fanout.flush()
+            nursery.cancel_scope.cancel()
+        assert [(each.commit, sorted(each.ids)) for each in got(wire)] == [
+            (120, [everything]), (130, [everything]), (140, sorted([everything, small])), (150, [everything]),
+            (160, sorted([everything, small])), (170, sorted([everything, small])),
+        ]  # fmt: skip
+
+    run(main)
