@@ -129,5 +129,5 @@ async def _ending(*numbers: int) -> Ending:
 
 def test_the_parts_are_joined() -> None:
     daemon = Daemon(CONFIG)
-    assert daemon.pipeline.on_gap == daemon.joins.gap
+    assert daemon.pipeline.on_gap == daemon._tell_gap
     assert len(daemon.joins) == 0

@@ -20,6 +20,7 @@
     ├── heartbeat          proves the way through the WAL
     ├── node report        tells the database how this daemon fares
     ├── mirror             repeats changes by NOTIFY, where a subscription asks for it
+    ├── send away          ends clients' connections when another node has taken the slot
     ├── slot watch         looks at the slot, and for a server that leaves
     └── reader             streams the slot through the pipeline into the fan-out
 
@@ -47,6 +48,7 @@ from walstream.channel.origins import Origins
 from walstream.config import Config, secrets_of
 from walstream.errors import ConfigError, WalstreamError
 from walstream.history.ring import Ring
+from walstream.lsn import Lsn
 from walstream.model import Catalog
 from walstream.router import Router
 from walstream.shell.channels.authorizer import AskingPostgres, PolicyAuthorizer
@@ -71,6 +73,7 @@ from walstream.shell.clients.http_app import HttpRules, make_app
 from walstream.shell.clients.joins import Joins
 from walstream.shell.clients.key_sets import KeySetSource
 from walstream.shell.clients.limits import EdgeLimits, raise_open_files
+from walstream.shell.clients.sockets import REASON_DRAIN, SERVICE_RESTART
 from walstream.shell.clients.tls_files import TlsFiles
 from walstream.shell.database.access import TableAccess
 from walstream.shell.database.channel_rows import Rows
@@ -83,11 +86,12 @@ from walstream.shell.wal.heartbeat import Heartbeat
 from walstream.shell.wal.node_report import NodeReport
 from walstream.shell.wal.pipeline import Pipeline, PipelineSettings
 from walstream.shell.wal.publication_keeper import PublicationKeeper
+from walstream.shell.wal.slot_keeper import Reading
 from walstream.shell.wal.slot_watch import Look, SlotWatch
 from walstream.shell.wal.spill import FileSpill
-from walstream.shell.wal.wal_reader import Reading, WalReader
+from walstream.shell.wal.wal_reader import WalReader
 from walstream.telemetry import log as logs
-from walstream.telemetry.log import SERVER_STARTED, SERVER_STOPPED
+from walstream.telemetry.log import GAP_TOLD, SERVER_STARTED, SERVER_STOPPED
 from walstream.telemetry.metrics import Metrics
 from walstream.telemetry.redaction import Redactor
 
@@ -138,7 +142,13 @@ class Daemon:
             trailing=lambda: not self.watch.must_not_trail,
             started=self._stream_started,
         )
+        self.keeper.on_made = lambda names: self.reader.renew("unpublished", f"{', '.join(names)} had been dropped")
+        self.reader.poison.policy = config.poison
+        self.reader.poison.on_skipped = self._skipped
+        self.reader.life.on_turn = self._slot_turned
+        self._away = trio.Event()
         self.watch = self._make_watch()
+        self.watch.gauge.own_bytes = config.wal_budget_bytes
         self.joins = Joins(
             database=self.database,
             catalog=catalog,
@@ -151,7 +161,7 @@ class Daemon:
         )
         self.report = self._make_report()
         self.mirror = self.pipeline.mirror = self._make_mirror()
-        self.pipeline.on_gap = self.joins.gap
+        self.pipeline.on_gap = self._tell_gap
         self.expiries = Expiries()
         # Apart as well: policies are the operator's own SQL, and may take their time.
         self.judges = Database(config.database_url, f"{APPLICATION_NAME} (private rooms)", size=2)
@@ -321,6 +331,31 @@ class Daemon:
         restart = self.watch.restart_lsn
         retained = look.retained_bytes if look is not None else None
         self.pipeline.slot_seen(restart, restart + retained if retained else 0)
+        limit = self.config.slot_drop_bytes
+        if limit and retained is not None and retained > limit and self.health.reader != "standby":
+            self.reader.renew("over_limit", f"{retained} bytes of WAL are kept back, and {limit} are allowed")
+
+    def _slot_turned(self, turn: str) -> None:
+        if turn == "standby" and len(self.joins):
+            self._away.set()
+
+    async def _send_away(self) -> None:
+        """Somebody else has the slot: whoever waits for changes here would wait without knowing that none come."""
+        while True:
+            await self._away.wait()
+            self._away = trio.Event()
+            await self.edge.sockets.drain(SERVICE_RESTART, REASON_DRAIN)
+
+    def _skipped(self, commit_lsn: Lsn) -> None:
+        self.ring.skipped = max(self.ring.skipped, commit_lsn)
+        self._tell_gap("poison_skipped")
+
+    def _tell_gap(self, reason: str) -> None:
+        """Changes may be missing before what comes next."""
+        if len(self.joins):
+            log.warning(GAP_TOLD, reason=reason, channels=len(self.joins))
+            self.metrics.gaps.labels(reason).inc(len(self.joins))
+        self.joins.gap(reason)
 
     async def run(self) -> None:
         """Serve until a signal ends it. Raises ConfigError where it cannot listen."""
@@ -350,6 +385,7 @@ class Daemon:
                 self.report.run,
                 self.mirror.run,
                 self.watch.run,
+                self._send_away,
                 self.reader.run,
                 *self.credentials,
             ):

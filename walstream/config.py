@@ -19,10 +19,11 @@ from walstream.errors import ConfigError
 
 KIB = 1024
 MIB = 1024 * KIB
+GIB = 1024 * MIB
 
 _BYTES = re.compile(r"(\d+)\s*(|B|KB|KiB|MB|MiB|GB|GiB)")
 _BYTE_UNITS = {
-    "": 1, "B": 1, "KB": 1000, "KiB": KIB, "MB": 1000**2, "MiB": MIB, "GB": 1000**3, "GiB": 1024**3,
+    "": 1, "B": 1, "KB": 1000, "KiB": KIB, "MB": 1000**2, "MiB": MIB, "GB": 1000**3, "GiB": GIB,
 }  # fmt: skip
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(|ms|s|min|h|d)")
 _SECOND_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -32,7 +33,7 @@ _PASSWORD = re.compile(r"(?<=:)[^:@/]+(?=@)|(?<=password=)('(?:[^'\\]|\\.)*'|[^\
 BYTE_KEYS = frozenset(
     {
         "history_bytes", "history_wal_bytes", "outbox_bytes", "max_record_bytes", "max_frame_bytes",
-        "max_message_bytes",
+        "max_message_bytes", "wal_budget_bytes", "slot_drop_bytes",
     }
 )  # fmt: skip
 SECOND_KEYS = frozenset(
@@ -52,6 +53,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slot: str = "walstream"  # logical replication slot of this node
     decoder: Literal["auto", "wal2json", "pgoutput"] = "auto"
     publication: str = ""  # also capture the tables of this publication
+    poison: Literal["stop", "skip"] = "stop"  # what to do about a message that cannot be read
     filter_tables: str = ""  # wal2json's own filter-tables list, for a table that poisons the stream
     jwt_secret: str = ""  # HS256/384/512
     jwks: str = ""  # path or URL of a key set
@@ -69,6 +71,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     history_bytes: int = 64 * MIB  # recent changes kept in memory
     history_seconds: float = 300.0
     history_wal_bytes: int = 128 * MIB  # WAL the slot keeps back for the history
+    wal_budget_bytes: int = 10 * GIB  # WAL the slot may keep back before it is an alarm, where the server has no limit
+    slot_drop_bytes: int = 0  # WAL kept back at which the daemon gives its slot up; 0 = never
     heartbeat_seconds: float = 10.0
     max_connections: int = 10_000  # per node
     max_channels_per_connection: int = 100

@@ -181,10 +181,14 @@ class Change(msgspec.Struct, gc=False):
 
 
 class Begin(msgspec.Struct, frozen=True):
-    """A transaction's changes follow. ``commit_at``: microseconds since the Unix epoch."""
+    """A transaction's changes follow. ``commit_at``: microseconds since the Unix epoch.
+
+    ``lsn``: where its commit record begins, 0 if unknown: what confirms more than that leaves the transaction out.
+    """
 
     xid: int  # 32 bits
     commit_at: int
+    lsn: int = 0
 
 
 class Commit(msgspec.Struct, frozen=True):

@@ -27,8 +27,9 @@ from walstream.shell.delivery.fanout import Fanout
 from walstream.shell.health import Health
 from walstream.shell.wal.pipeline import Pipeline, PipelineSettings
 from walstream.shell.wal.publication_keeper import PublicationKeeper
+from walstream.shell.wal.slot_keeper import Reading
 from walstream.shell.wal.spill import FileSpill
-from walstream.shell.wal.wal_reader import Reading, WalReader
+from walstream.shell.wal.wal_reader import WalReader
 from walstream.telemetry.metrics import Metrics
 
 MIB = 1 << 20

@@ -28,7 +28,7 @@ def test_a_transaction_is_begin_changes_commit(plugin: str) -> None:
         says.commit(0x1_0000_0010),
     ]
     begin, insert, moved, update, delete, commit = reader.read(payloads)
-    assert begin == Begin(4_000_000_000, 1_795_404_998_358_214)
+    assert begin == Begin(4_000_000_000, 1_795_404_998_358_214, 0x6244C778)
     assert commit == Commit(0x1_0000_0010)
     assert (change(insert).new, change(insert).old) == ((b"1", b'"text"', b"null"), None)
     assert (change(moved).new, change(moved).old) == ((b"2", b'"x"', b"3"), (b"1", None, None))

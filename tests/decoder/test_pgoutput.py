@@ -119,4 +119,4 @@ def test_broken_messages_are_refused(payload: bytes) -> None:
 
 
 def test_the_clock_of_the_server_begins_in_2000() -> None:
-    assert Reader("pgoutput").one(struct.pack("!cQqI", b"B", 1, 0, 7)) == Begin(7, 946_684_800_000_000)
+    assert Reader("pgoutput").one(struct.pack("!cQqI", b"B", 1, 0, 7)) == Begin(7, 946_684_800_000_000, 1)

@@ -306,4 +306,7 @@ def test_options_pin_what_the_decoder_reads() -> None:
 
 def test_an_empty_transaction() -> None:
     says = Wal2jsonSpeaker()
-    assert reader_of()[0].read([says.begin(), says.commit(16)]) == [Begin(7, 1_795_404_998_358_214), Commit(16)]
+    assert reader_of()[0].read([says.begin(), says.commit(16)]) == [
+        Begin(7, 1_795_404_998_358_214, 0x6244C778),
+        Commit(16),
+    ]

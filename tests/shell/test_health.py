@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from structlog.testing import capture_logs
 
+from walstream.history.budget import Budget
 from walstream.shell.health import Health, SlotFacts
 
 
@@ -52,8 +53,31 @@ def test_a_standby_is_not_ready() -> None:
     health.reader_is("standby", "another daemon streams the slot")
     assert health.ready() == (
         503,
-        {"status": "starting", "reasons": ["reader: standby: another daemon streams the slot"]},
+        {
+            "status": "starting",
+            "reasons": ["reader: standby: another daemon streams the slot", "heartbeat: none has come back yet"],
+        },
     )
+
+
+def test_a_node_whose_slot_was_taken_is_not_ready_until_it_has_it_back() -> None:
+    health = board()
+    bring_up(health)
+    health.reader_is("standby", "another daemon streams the slot")
+    assert health.ready()[0] == 503
+    health.reader_is("streaming")
+    assert health.ready()[0] == 503
+    health.heartbeat_received()
+    assert health.ready() == (200, {"status": "ready", "reasons": []})
+
+
+def test_a_budget_that_is_half_used_degrades() -> None:
+    health = board()
+    bring_up(health)
+    health.slot = SlotFacts("s", "wal2json", True, budget=Budget("ok", 10, 5, 5, 60.0, is_alarming=True))
+    status, body = health.ready()
+    assert (status, body["status"]) == (200, "degraded")
+    assert body["reasons"] == [f"slot: {health.slot.budget}"]
 
 
 def test_a_node_that_lost_its_database_stays_ready_but_degraded() -> None:
@@ -91,7 +115,8 @@ def test_the_board_shows_everything_that_the_contract_names() -> None:
     health.clients = lambda: 3
     health.subscriptions = lambda: 2
     health.doubts = lambda: [{"table": "public.t", "reason": "policy_error", "rows": 7}]
-    health.slot = SlotFacts("walstream", "wal2json", True, 10, "reserved", 20, None)
+    health.slot = SlotFacts("walstream", "wal2json", True, 10, "reserved", 20, budget=Budget("ok", 100, 20, 80, 8.0))
+    health.slot_turned("created", "lost")
     bring_up(health)
     health.heartbeat_emitted()
     clock.now += 0.25
@@ -114,7 +139,17 @@ def test_the_board_shows_everything_that_the_contract_names() -> None:
             "wal_status": "reserved",
             "retained_bytes": 20,
             "safe_bytes": None,
+            "failover": None,
+            "budget": {
+                "state": "ok",
+                "limit_bytes": 100,
+                "used_bytes": 20,
+                "left_bytes": 80,
+                "left_seconds": 8.0,
+                "is_alarming": False,
+            },
         },
+        "slot_life": {"state": "created", "cause": "lost", "seconds_ago": 2.25},
         "reader": {"status": "streaming", "reason": ""},
         "heartbeat": {"emitted_seconds_ago": 2.25, "received_seconds_ago": 2.0, "round_trip_seconds": 0.25},
         "clients": 3,

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import click
 
+from walstream.errors import NotFound
 from walstream.shell.commands import terminal
 from walstream.shell.commands.terminal import Terminal
 
 COLUMNS = (
     "name", "plugin", "database", "active", "active_pid", "restart_lsn", "confirmed_lsn",
-    "lag_bytes", "retained_bytes", "wal_status", "safe_bytes", "temporary",
+    "lag_bytes", "retained_bytes", "wal_status", "safe_bytes", "temporary", "failover", "invalidation",
 )  # fmt: skip
 
 
 @click.group("slot")
 def command() -> None:
-    """List, create or drop replication slots. The daemon makes its own at the first start."""
+    """List, create or drop replication slots, and list what could not be read from them.
+
+    The daemon makes its own slot at the first start.
+    """
 
 
 @command.command("list")
@@ -67,3 +71,25 @@ def drop(shell: Terminal, name: str) -> None:
     if shell.format != "table":
         shell.record({"name": name, "dropped": True})
     shell.say(f"dropped {name}")
+
+
+@command.command("parked")
+@click.option("--clear", "number", type=int, help="Delete the row with this id.")
+@click.option("--clear-all", is_flag=True, help="Delete all rows.")
+@terminal.options(word=True)
+def parked_(shell: Terminal, number: int | None, *, clear_all: bool) -> None:
+    """List what daemons could not read of the WAL and left out (WALSTREAM_POISON=skip), oldest first, or delete of it.
+
+    Read the tables that are named again: their changes are missing in what clients got.
+    """
+    from walstream.shell.database import parked
+
+    with shell.database() as connection:
+        if number is None and not clear_all:
+            shell.rows(parked.list_parked(connection, shell.config.schema), parked.COLUMNS)
+            return
+        deleted = parked.clear(connection, shell.config.schema, None if clear_all else number)
+    if not deleted and not clear_all:
+        raise NotFound(f"nothing is parked under {number}", repair="walstream slot parked shows what is")
+    shell.done(deleted, {"deleted": deleted})
+    shell.say(f"deleted {deleted}")

@@ -17,7 +17,7 @@ from walstream.shell.commands.terminal import Terminal
 def command(shell: Terminal) -> None:
     """Show what is there and what runs: counts, the slot with its lag, nodes, the daemon that answers on --listen."""
     from walstream.shell.commands import daemon_health, preflight
-    from walstream.shell.database import counts, slots
+    from walstream.shell.database import counts, parked, slots
 
     settings = shell.config
     with shell.database() as connection:
@@ -25,10 +25,12 @@ def command(shell: Terminal) -> None:
         present = state.condition in ("current", "pending")
         overview = counts.overview(connection, settings.schema) if present else dict.fromkeys(counts.OVERVIEW_COLUMNS)
         nodes = counts.live_nodes(connection, settings.schema) if present else []
+        parked_rows = parked.count(connection, settings.schema)[0] if state.condition == "current" else None
         slot = slots.find(connection, settings.slot)
         server = preflight.read_server(connection)
     health = daemon_health.fetch(settings)
     daemon = health or {}
+    budget = (daemon.get("slot") or {}).get("budget") or {}
     shell.record(
         {
             **overview,
@@ -45,6 +47,12 @@ def command(shell: Terminal) -> None:
             "lag_bytes": slot.lag_bytes if slot else None,
             "retained_bytes": slot.retained_bytes if slot else None,
             "safe_bytes": slot.safe_bytes if slot else None,
+            "failover": slot.failover if slot else None,
+            "slot_life": (daemon.get("slot_life") or {}).get("state"),
+            "budget_state": budget.get("state"),
+            "budget_left_bytes": budget.get("left_bytes"),
+            "budget_left_seconds": budget.get("left_seconds"),
+            "parked": parked_rows,
             "daemon": daemon.get("status", "not running"),
             "daemon_reasons": daemon.get("reasons", []),
             "nodes": nodes,

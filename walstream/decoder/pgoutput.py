@@ -175,12 +175,12 @@ class Pgoutput:
         self._told[oid] = told
 
     def _begin(self, payload: bytes) -> Begin:
-        _, commit_at, xid = _BEGIN.unpack(payload)
+        lsn, commit_at, xid = _BEGIN.unpack(payload)
         commit_at += POSTGRES_EPOCH_MICROSECONDS
         if not _YEAR_1 <= commit_at < _YEAR_10000:
             raise DecodeError("a begin at no time that a clock shows", payload)
         self._ordinal = 0
-        return Begin(xid, commit_at)
+        return Begin(xid, commit_at, lsn)
 
     def _relation(self, oid: int, payload: bytes) -> _Told | None:
         """The described relation if it is wanted, ready for rows. Raises CatalogMiss."""

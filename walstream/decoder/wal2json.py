@@ -43,7 +43,7 @@ SHAPES_PER_TABLE: Final = 256
 _BEGIN: Final = re.compile(
     rb'\{"action":"B","xid":(0|[1-9][0-9]{0,8}),"timestamp":"'
     rb'([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,6}))?\+00"'
-    rb',"lsn":"[0-9A-F/]+","nextlsn":"[0-9A-F/]+"\}'
+    rb',"lsn":"([0-9A-F]{1,8})/([0-9A-F]{1,8})","nextlsn":"[0-9A-F/]+"\}'
 ).fullmatch
 _COMMIT: Final = re.compile(
     rb'\{"action":"C",.*"nextlsn":"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})"\}', re.DOTALL
@@ -390,7 +390,7 @@ def _begin(message: _Message, payload: bytes) -> Begin:
         raise DecodeError(f"not a timestamp: {message.timestamp!r}", payload) from error
     if at.tzinfo is None:
         raise DecodeError("a timestamp without a zone", payload)
-    return Begin(message.xid, (at - _EPOCH) // _MICROSECOND)
+    return Begin(message.xid, (at - _EPOCH) // _MICROSECOND, _lsn(message.lsn, payload) if message.lsn else 0)
 
 
 def _fast_begin(payload: bytes) -> Begin | None:
@@ -398,8 +398,9 @@ def _fast_begin(payload: bytes) -> Begin | None:
     found = _BEGIN(payload)
     if found is None:
         return None
-    xid, second, fraction = found.groups()
-    return Begin(int(xid), _microseconds(second) + int(fraction.ljust(6, b"0") if fraction else 0))
+    xid, second, fraction, high, low = found.groups()
+    at = _microseconds(second) + int(fraction.ljust(6, b"0") if fraction else 0)
+    return Begin(int(xid), at, (int(high, 16) << 32) | int(low, 16))
 
 
 @lru_cache(maxsize=64)

@@ -60,6 +60,11 @@ class Assembler:
         """Whether a transaction has begun and not ended."""
         return self._begin is not None
 
+    @property
+    def begun(self) -> Begin | None:
+        """The transaction that has begun and not ended."""
+        return self._begin
+
     def begin(self, record: Begin) -> None:
         """Start a transaction; one that was not committed is forgotten."""
         if self._begin is not None:

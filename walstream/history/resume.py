@@ -16,6 +16,7 @@ from walstream.lsn import Lsn
 TOO_OLD: Final = "too_old"
 OTHER_CLUSTER: Final = "other_cluster"
 PLAN_CHANGED: Final = "plan_changed"
+POISON_SKIPPED: Final = "poison_skipped"
 
 EVERYTHING: Final = 1 << 62
 """An ordinal that no change has."""
@@ -59,6 +60,8 @@ def resume(
         return OTHER_CLUSTER
     if position.commit_lsn < ring.floor:
         return TOO_OLD
+    if position.commit_lsn <= ring.skipped:
+        return POISON_SKIPPED
     for change in plan_changes:
         if change.commit_lsn > position.commit_lsn and any(_overlap(table, wished) for table in change.tables):
             return PLAN_CHANGED

@@ -41,6 +41,7 @@ class Ring:
     ``confirmable`` is the newest commit end before the window: the only position that may be confirmed, and always
     below the oldest commit that is still in it. The last two bounds are kept by the owner's ``evict``, which
     has to be called while no transactions come, too. ``size``: bytes that the transactions hold in memory.
+    ``skipped``: where the newest commit begins of which something was left out, for it could not be read.
     ``floor``: every commit after it that brought something to keep is in the ring, or is yet to come.
     """
 
@@ -53,6 +54,7 @@ class Ring:
         self.next_sequence = 0
         self.newest = Lsn(0)  # commit end of the newest transaction that was appended or passed by
         self.confirmable = Lsn(0)
+        self.skipped = Lsn(0)
         self._start = Lsn(0)  # where the slot's stream began
         self._entries: deque[Entry] = deque()
         self._by_xid: dict[int, Entry] = {}
@@ -145,7 +147,7 @@ class Ring:
         self._by_xid.clear()
         self._highest_xid = None
         self.size = 0
-        self.newest = self.confirmable = Lsn(0)
+        self.newest = self.confirmable = self.skipped = Lsn(0)
         self._start = Lsn(start)
         self.cluster = cluster
 

@@ -12,9 +12,10 @@ from typing import Final, Literal
 import msgspec
 import structlog
 
+from walstream.history.budget import Budget
 from walstream.telemetry.log import HEALTH_CHANGED
 
-ReaderState = Literal["starting", "streaming", "standby", "retrying", "stopped"]
+ReaderState = Literal["starting", "streaming", "standby", "retrying", "poisoned", "stopped"]
 Body = dict[str, object]
 
 STALE_HEARTBEATS: Final = 3
@@ -27,7 +28,7 @@ class SlotFacts(msgspec.Struct, frozen=True):
     """What pg_replication_slots says about our slot; None where the server does not say.
 
     ``lag_bytes``: written but not confirmed. ``retained_bytes``: WAL kept because of the slot. ``safe_bytes``: what may
-    still be written before the slot is lost.
+    still be written before the slot is lost. ``failover``: whether standbys keep a copy of it.
     """
 
     name: str
@@ -37,6 +38,16 @@ class SlotFacts(msgspec.Struct, frozen=True):
     wal_status: str | None = None
     retained_bytes: int | None = None
     safe_bytes: int | None = None
+    failover: bool | None = None
+    budget: Budget | None = None
+
+
+class SlotTurn(msgspec.Struct, frozen=True):
+    """The newest turn of the slot's life, why it came, and when: in monotonic seconds."""
+
+    turn: str = "unknown"
+    detail: str = ""
+    at: float = 0.0
 
 
 class Health:
@@ -56,6 +67,7 @@ class Health:
         self.subscriptions: Callable[[], int] = lambda: 0
         self.doubts: Callable[[], list[Body]] = list
         self.slot: SlotFacts | None = None
+        self.slot_turn = SlotTurn()
         self.draining = False
         self.reader: ReaderState = "starting"
         self.reader_reason = ""
@@ -83,9 +95,19 @@ class Health:
         self._announce()
 
     def reader_is(self, state: ReaderState, reason: str = "") -> None:
-        """By the WAL reader at each change. ``standby``: another daemon holds the slot."""
+        """By the WAL reader at each change.
+
+        ``standby``: another daemon holds the slot. ``poisoned``: there is something in the WAL that it cannot read.
+        """
         self.reader, self.reader_reason = state, reason
+        if state == "standby":
+            # Another node streams: clients are better off there, and here everything begins anew.
+            self._was_ready, self._received = False, None
         self._announce()
+
+    def slot_turned(self, turn: str, detail: str) -> None:
+        """By whoever tells the turns of the slot's life."""
+        self.slot_turn = SlotTurn(turn, detail, self._clock())
 
     def heartbeat_emitted(self) -> None:
         """By the heartbeat, when it has written to the WAL."""
@@ -113,7 +135,8 @@ class Health:
         """Whether clients should be sent here.
 
         503 until the slot streams and a heartbeat has come back once; then 200, with ``degraded`` and the reasons
-        while something is amiss, since that may be over soon; 503 again when draining.
+        while something is amiss, since that may be over soon; 503 again when draining, while another node has the slot,
+        and while something in the WAL keeps the stream from going on.
         """
         status, reasons = self._judge()
         return (200 if status in ("ready", "degraded") else 503), {"status": status, "reasons": reasons}
@@ -131,6 +154,11 @@ class Health:
             "draining": self.draining,
             "database": {"status": database, "reason": self._database_reason},
             "slot": msgspec.to_builtins(self.slot) if self.slot is not None else None,
+            "slot_life": {
+                "state": self.slot_turn.turn,
+                "cause": self.slot_turn.detail,
+                "seconds_ago": round(now - self.slot_turn.at, 3) if self.slot_turn.at else None,
+            },
             "reader": {"status": self.reader, "reason": self.reader_reason},
             "heartbeat": {
                 "emitted_seconds_ago": None if self._emitted is None else round(now - self._emitted, 3),
@@ -149,6 +177,8 @@ class Health:
             reasons.append(f"database: {self._database_reason}")
         if self.reader != "streaming":
             reasons.append(f"reader: {self.reader}" + (f": {self.reader_reason}" if self.reader_reason else ""))
+        if self.slot is not None and self.slot.budget is not None and self.slot.budget.is_alarming:
+            reasons.append(f"slot: {self.slot.budget}")
         if self._received is None:
             reasons.append("heartbeat: none has come back yet")
         elif self._clock() - self._received > self._stale_seconds:
@@ -157,6 +187,8 @@ class Health:
             self._was_ready = True
         if self.draining:
             return "draining", ["draining", *reasons]
+        if self.reader == "poisoned":
+            return "poisoned", reasons
         if not self._was_ready:
             return "starting", reasons
         return ("degraded" if reasons else "ready"), reasons
@@ -165,5 +197,5 @@ class Health:
         status, reasons = self._judge()
         if status != self._announced:
             self._announced = status
-            write = log.warning if status == "degraded" else log.info
+            write = log.warning if status in ("degraded", "poisoned") else log.info
             write(HEALTH_CHANGED, status=status, reasons=reasons, node=self.node)

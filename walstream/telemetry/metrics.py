@@ -43,6 +43,16 @@ Watched = Literal[
     "rows_to_judge",
 ]
 
+SLOT_TURNS: Final = (
+    "created", "adopted", "standby", "freed", "lost", "dropped", "moved", "ahead", "over_limit", "unpublished",
+    "abandoned", "other_cluster", "fell_back",
+)  # fmt: skip
+"""Turns of the slot's life; told in docs/reference/health-and-metrics.md."""
+
+GAP_REASONS: Final = (
+    "too_old", "other_cluster", "slot_lost", "plan_changed", "poison_skipped", "snapshot_too_long", "too_slow",
+)  # fmt: skip
+
 JOIN_RESULTS: Final = ("ok", "refused", "failed")
 BUS_REASONS: Final = ("malformed", "forged", "late", "replayed", "missing", "crowded")
 REFUSAL_REASONS: Final = (
@@ -127,6 +137,29 @@ class Metrics:
         self.slot_retained_bytes = Gauge(
             "walstream_slot_retained_bytes", "WAL kept because of the slot.", registry=registry
         )
+        self.slot_left_bytes = Gauge(
+            "walstream_slot_left_bytes",
+            "WAL that may be written before the slot's budget is used up.",
+            registry=registry,
+        )
+        self.slot_left_seconds = Gauge(
+            "walstream_slot_left_seconds", "How long that lasts at the present rate.", registry=registry
+        )
+        self.slot_turns = Counter("walstream_slot_turns", "Turns of the slot's life.", ["turn"], registry=registry)
+        self.slot_state = Gauge(
+            "walstream_slot_state", "1 for the slot's newest turn, else 0.", ["turn"], registry=registry
+        )
+        self.gaps = Counter("walstream_gaps", "Gaps that clients were told of.", ["reason"], registry=registry)
+        self.poison_skipped = Counter(
+            "walstream_poison_skipped", "What could not be read and was left out.", ["what"], registry=registry
+        )
+        for what in ("message", "transaction"):
+            self.poison_skipped.labels(what)
+        for turn in SLOT_TURNS:
+            self.slot_turns.labels(turn)
+            self.slot_state.labels(turn).set(0)
+        for reason in GAP_REASONS:
+            self.gaps.labels(reason)
         self.heartbeat_seconds = Gauge(
             "walstream_heartbeat_seconds", "Newest round trip through the WAL.", registry=registry
         )
@@ -147,6 +180,12 @@ class Metrics:
     def watch_doubts(self, read: Callable[[], Iterable[tuple[str, str, int]]]) -> None:
         """Take rows in doubt by table and reason from ``read``, which has to bound how many pairs there are."""
         self._reader.doubts = read
+
+    def slot_turned(self, turn: str) -> None:
+        """Count a turn of the slot's life, one of ``SLOT_TURNS``, and show it as the newest."""
+        self.slot_turns.labels(turn).inc()
+        for each in SLOT_TURNS:
+            self.slot_state.labels(each).set(each == turn)
 
     def joined(self, result: Literal["ok", "refused", "failed"]) -> None:
         """Count a join."""

@@ -139,7 +139,9 @@ def test_what_could_not_be_tried_is_said_to_be_unknown() -> None:
         ({}, "pgoutput", ("error", "slot_plugin")),
         ({"wal_status": "lost", "active": False}, "auto", ("error", "slot_lost")),
         ({"wal_status": "unreserved", "safe_bytes": -1}, "auto", ("error", "slot_at_risk")),
-        ({"safe_bytes": GIB}, "auto", ("warning", "slot_at_risk")),
+        ({"safe_bytes": GIB, "retained_bytes": 9 * GIB}, "auto", ("warning", "slot_at_risk")),
+        ({"confirmed_lsn": Lsn(9), "wal_end": Lsn(8)}, "auto", ("error", "slot_ahead")),
+        ({"failover": True}, "auto", ("ok", "slot")),
         ({"safe_bytes": None}, "auto", ("ok", "slot")),
         ({"active": False}, "auto", ("warning", "slot_idle")),
     ],
@@ -148,6 +150,22 @@ def test_the_slot_is_judged(change: dict[str, object], decoder: str, expected: t
     found = preflight.judge_slot(HEALTHY, decoder, "walstream", SLOT._replace(**change))  # type: ignore[arg-type]  # fields by name
     assert (found.severity, found.code) == expected
     assert bool(found.repair) == (found.severity != "ok")
+
+
+def test_without_a_limit_of_the_server_our_own_counts() -> None:
+    server = msgspec.structs.replace(HEALTHY, max_slot_wal_bytes=-1)
+    slot = SLOT._replace(safe_bytes=None, retained_bytes=5 * GIB)
+    assert preflight.judge_slot(server, "auto", "walstream", slot).severity == "ok"
+    found = preflight.judge_slot(server, "auto", "walstream", slot, 10 * GIB)
+    assert (found.severity, found.code) == ("warning", "slot_at_risk")
+    assert "wal_budget_bytes" in found.repair
+
+
+def test_what_was_left_out_is_told_until_it_is_cleared() -> None:
+    assert preflight.judge_parked(0, "").severity == "ok"
+    found = preflight.judge_parked(3, "public.t")
+    assert (found.severity, found.code) == ("warning", "parked")
+    assert "public.t" in found.cause
 
 
 def test_a_slot_that_is_not_there_is_made_later_unless_its_name_is_taken() -> None:

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from tests.shell.database_support import FakeConnection, server_error
 from tests.support import run
 from walstream.errors import DatabaseRefused, DatabaseUnreachable, WalstreamError
+from walstream.history.budget import Budget
 from walstream.lsn import Lsn
 from walstream.shell.database.postgres import PgConnection
 from walstream.shell.health import Health
 from walstream.shell.wal.slot_watch import SLACK_BYTES, Look, SlotWatch
-from walstream.telemetry.log import SLOT_FELL_BEHIND, SLOT_LOST, STREAM_HELD_COMMITS
+from walstream.telemetry.log import SLOT_FELL_BEHIND, STREAM_HELD_COMMITS
 from walstream.telemetry.metrics import Metrics
 
 MIB = 1024 * 1024
@@ -41,6 +42,7 @@ def row(**changes: Any) -> tuple[Any, ...]:
         "application_name": "walstream/n",
         "standby_names": "",
         "keep_bytes": -1,
+        "failover": None,
     }
     assert set(changes) <= set(values)
     return tuple({**values, **changes}.values())
@@ -174,6 +176,7 @@ def test_facts_reach_the_board_and_the_metrics(server: Server) -> None:
     async def scene(on: Scene) -> None:
         assert (on.watch.restart_lsn, on.watch.confirmed_lsn, on.watch.wal_bytes) == (0, 0, WINDOW)
         assert not on.watch.must_not_trail
+        on.watch.gauge.own_bytes = 1000
         look = await on.watch.looked()
         assert look == (*row()[:2], Lsn(0x10), Lsn(0x20), *row()[4:])
         assert (on.watch.restart_lsn, on.watch.confirmed_lsn, on.watch.wal_bytes) == (0x10, 0x20, WINDOW)
@@ -181,6 +184,8 @@ def test_facts_reach_the_board_and_the_metrics(server: Server) -> None:
         assert (on.health.slot.lag_bytes, on.health.slot.retained_bytes, on.health.slot.active) == (100, 200, True)
         assert on.metrics.registry.get_sample_value("walstream_slot_lag_bytes") == 100
         assert on.metrics.registry.get_sample_value("walstream_slot_retained_bytes") == 200
+        assert on.health.slot.budget == Budget("ok", 1000, 200, 800)
+        assert on.metrics.registry.get_sample_value("walstream_slot_left_bytes") == 800
 
     made = watching(server, scene)
     assert server.connections[0].executed[0][1] == ("walstream",)
@@ -286,7 +291,7 @@ def test_no_connection_to_be_had_is_no_reason_to_close_the_stream(server: Server
 @pytest.mark.parametrize(
     ("changes", "event"),
     [
-        ({"wal_status": "lost", "restart_lsn": None, "retained_bytes": None}, SLOT_LOST),
+        ({"retained_bytes": 41 * MIB, "safe_bytes": 59 * MIB, "keep_bytes": 100 * MIB}, SLOT_FELL_BEHIND),
         ({"sync_state": "potential"}, STREAM_HELD_COMMITS),
         ({"wal_status": "unreserved"}, SLOT_FELL_BEHIND),
         ({"retained_bytes": 2 * WINDOW + SLACK_BYTES + 1}, SLOT_FELL_BEHIND),

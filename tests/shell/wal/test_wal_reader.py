@@ -20,14 +20,15 @@ from hypothesis import strategies as st
 
 from tests.shell.database_support import server_error
 from tests.support import run
-from walstream.errors import DatabaseRefused, DatabaseUnreachable, DecodeError, WalstreamError
+from walstream.errors import DatabaseRefused, DatabaseUnreachable, DecodeError
 from walstream.lsn import Lsn
 from walstream.model import CatalogMiss
-from walstream.shell.database import publications, slots
 from walstream.shell.database.postgres import Database
 from walstream.shell.health import Health
 from walstream.shell.wal import wal_reader
-from walstream.shell.wal.wal_reader import STANDBY_SECONDS, STORM_READS, Reading, Stream, WalReader
+from walstream.shell.wal.poison import Broken, UnderWay
+from walstream.shell.wal.slot_keeper import Reading, Stream
+from walstream.shell.wal.wal_reader import STANDBY_SECONDS, STORM_READS, WalReader
 from walstream.telemetry.metrics import Metrics
 
 STREAM = Stream("wal2json", "abcd", 1.0, False)
@@ -42,6 +43,7 @@ class Wire:
         self.closed = 0
         self.reads = 0
         self.wal_end = 0
+        self.info = SimpleNamespace(backend_pid=4711)
         self.feedback: list[tuple[int, bool]] = []
         self.started: dict[str, Any] = {}
         self.on_start: Exception | None = None
@@ -104,6 +106,8 @@ class Base:
         self.gulps: list[int] = []
         self.missing: dict[bytes, float] = {}
         self.position = 0
+        self.skipped: list[bytes] = []
+        self.under_way: UnderWay | None = None
         self.flushed = 0
         self.trailing: list[bool] = []
         self.opened: list[Stream] = []
@@ -144,6 +148,17 @@ class Base:
     async def recover(self, miss: CatalogMiss) -> None:
         await trio.sleep(self.missing.pop(self.waiting[0]))
         self._take()
+
+    def broken(self, error: DecodeError) -> Broken | None:
+        return Broken(self.waiting[0], 5, 7, error)
+
+    def skip(self) -> None:
+        self.skipped.append(self.waiting.popleft())
+        self._take()
+
+    @property
+    def newest(self) -> Lsn:
+        return Lsn(len(set(self.received)))
 
     async def flush(self) -> None:
         self.flushed += 1
@@ -505,91 +520,3 @@ def test_a_plugin_that_is_refused_gives_its_slot_up_where_another_will_do(decode
     rig.run(seconds=2)
     assert rig.base.prepared == runs  # twice to prepare, and once to drop
     assert rig.states == ["retrying", "streaming", "stopped"]
-
-
-# -- the slot
-
-
-def slot(**changes: Any) -> slots.Slot:
-    values = {
-        "name": "s", "plugin": "wal2json", "database": "mine", "active": False, "active_pid": None, "restart_lsn": None,
-        "confirmed_lsn": None, "lag_bytes": 0, "retained_bytes": 0, "wal_status": "reserved", "safe_bytes": None,
-        "temporary": False,
-    }  # fmt: skip
-    return slots.Slot(**{**values, **changes})
-
-
-class Prepared:
-    """What the reader did to the slot."""
-
-    def __init__(self, found: slots.Slot | None, decoder: str = "auto") -> None:
-        self.done: list[str] = []
-        self.found = found
-        self.reader = WalReader(
-            Reading("", "s", decoder), cast(Any, None), Health(version="1", node="n"), Metrics(),
-            database=cast(Database, None),
-        )  # fmt: skip
-
-    def ask(self, row: tuple[Any, ...] = ("UTF8", "mine", 60.0, 1.0, "4711", 1)) -> tuple[Stream, float]:
-        connection = mock.MagicMock()
-        with (
-            mock.patch.object(wal_reader, "only", return_value=row),
-            mock.patch.object(slots, "find", return_value=self.found),
-            mock.patch.object(slots, "drop", self._drop),
-            mock.patch.object(slots, "create", self._create),
-            mock.patch.object(publications, "sync_publications", self._publish),
-        ):
-            return self.reader._prepare(connection)
-
-    def _drop(self, *_: object) -> None:
-        self.done.append("drop")
-
-    def _publish(self, *_: object) -> None:
-        self.done.append("publish")
-
-    def _create(self, connection: object, name: str, decoder: str) -> tuple[str, Lsn]:
-        self.done.append("create")
-        return "pgoutput" if decoder == "pgoutput" else "wal2json", Lsn(1)
-
-
-@pytest.mark.parametrize(
-    ("found", "decoder", "done"),
-    [
-        (None, "auto", ["publish", "create"]),
-        (None, "wal2json", ["create"]),
-        (None, "pgoutput", ["publish", "create"]),
-        (slot(), "auto", []),
-        (slot(plugin="pgoutput"), "auto", ["publish"]),
-        (slot(wal_status="lost"), "wal2json", ["drop", "create"]),
-        (slot(wal_status=None), "auto", []),
-    ],
-)
-def test_a_slot_is_found_or_made(found: slots.Slot | None, decoder: str, done: list[str]) -> None:
-    prepared = Prepared(found, decoder)
-    stream, timeout = prepared.ask()
-    assert prepared.done == done
-    assert (stream.is_new_slot, timeout) == ("create" in done, 60.0)
-
-
-@pytest.mark.parametrize(
-    ("found", "decoder", "reason"),
-    [
-        (slot(database="theirs"), "auto", "slot_database"),
-        (slot(database="theirs", wal_status="lost"), "auto", "slot_database"),
-        (slot(plugin="test_decoding", wal_status="lost"), "auto", "slot_plugin"),
-        (slot(plugin="pgoutput"), "wal2json", "slot_plugin"),
-        (slot(active=True, active_pid=7), "auto", "slot_active"),
-    ],
-)
-def test_a_slot_that_is_not_ours_is_left_alone(found: slots.Slot, decoder: str, reason: str) -> None:
-    prepared = Prepared(found, decoder)
-    with pytest.raises(DatabaseRefused) as refused:
-        prepared.ask()
-    assert refused.value.reason == reason
-    assert refused.value.repair
-    assert prepared.done == []
-
-
-def test_a_database_that_is_not_utf8_is_refused() -> None:
-    with pytest.raises(WalstreamError, match="SQL_ASCII"):
-        Prepared(None).ask(("SQL_ASCII", "mine", 60.0, 1.0, "4711", 1))

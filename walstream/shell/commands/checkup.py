@@ -13,7 +13,7 @@ import psycopg2
 from walstream.capture import quote_identifier
 from walstream.config import Config
 from walstream.shell.commands import preflight, preflight_tables
-from walstream.shell.database import roles, slots, tables
+from walstream.shell.database import parked, roles, slots, tables
 from walstream.shell.database.reports import Finding
 from walstream.shell.database.tables import Target
 
@@ -34,7 +34,7 @@ def run(connection: Connection, settings: Config, table: str | None = None) -> l
     findings = preflight.judge_server(server)
     probes = [preflight.probe_plugin(connection, plugin) for plugin in slots.PLUGINS[settings.decoder]]
     findings += preflight.judge_plugins(server, settings.decoder, slot, probes)
-    findings.append(preflight.judge_slot(server, settings.decoder, settings.slot, slot))
+    findings.append(preflight.judge_slot(server, settings.decoder, settings.slot, slot, settings.wal_budget_bytes))
     if settings.publication:
         findings.append(preflight_tables.judge_publication(connection, settings.publication))
     plugin = (
@@ -56,6 +56,7 @@ def _own_tables(
     yield found
     if found.severity != "ok":
         return
+    yield preflight.judge_parked(*parked.count(connection, schema))
     if plugin == "pgoutput":
         yield preflight_tables.judge_publications(connection, schema, in_use=has_slot)
     yield preflight_tables.judge_triggers(connection, schema)

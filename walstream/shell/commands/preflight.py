@@ -14,6 +14,7 @@ import psycopg2
 from psycopg2.extensions import connection as Connection  # noqa: N812 - a class, under a name that tells it from values
 
 from walstream.capture import quote_identifier as quoted
+from walstream.history.budget import Gauge
 from walstream.shell.commands import migrate
 from walstream.shell.commands.migrate import SchemaState
 from walstream.shell.database import postgres, roles, slots
@@ -309,8 +310,8 @@ def judge_plugins(server: Server, decoder: str, slot: Slot | None, probes: Seque
     return findings
 
 
-def judge_slot(server: Server, decoder: str, name: str, slot: Slot | None) -> Finding:
-    """Whether the configured slot is ours to use."""
+def judge_slot(server: Server, decoder: str, name: str, slot: Slot | None, own_bytes: int = 0) -> Finding:
+    """Whether the configured slot is ours to use. ``own_bytes``: its WAL budget where the server has no limit."""
     again = f"walstream slot drop {name}; the daemon makes a new one, and clients are told of the gap"
     other = "choose another name with WALSTREAM_SLOT"
     if slot is None:
@@ -323,27 +324,40 @@ def judge_slot(server: Server, decoder: str, name: str, slot: Slot | None) -> Fi
     if slot.plugin not in slots.PLUGINS[decoder]:
         cause = f"it was made with {slot.plugin}, and the decoder is {decoder}"
         return Finding("slot_plugin", "error", name, cause, f"{again}; or {other}, or change WALSTREAM_DECODER")
+    renew = f"start walstream serve, which makes a new one and tells clients of the gap; or walstream slot drop {name}"
     if slot.wal_status == "lost":
-        renew = (
-            f"start walstream serve, which makes a new one and tells clients of the gap; or walstream slot drop {name}"
-        )
-        return Finding("slot_lost", "error", name, "the server has removed WAL that it needed", renew)
+        why = f" ({slot.invalidation})" if slot.invalidation else ""
+        return Finding("slot_lost", "error", name, f"the server has removed WAL that it needed{why}", renew)
+    if slot.is_ahead:
+        cause = f"it has confirmed {slot.confirmed_lsn}, and the server's WAL ends at {slot.wal_end}: was it restored?"
+        return Finding("slot_ahead", "error", name, cause, renew)
     retained = f"{size(slot.retained_bytes)} of WAL kept, {size(slot.lag_bytes)} not confirmed"
-    risk: Severity = "ok"
-    if slot.wal_status == "unreserved":
-        risk = "error"
-    elif slot.safe_bytes is not None and slot.safe_bytes < server.max_slot_wal_bytes // 4:
-        risk = "warning"
-    if risk != "ok":
-        cause = f"it will soon be lost: {retained}, {size(slot.safe_bytes)} of WAL may still be written"
-        repair = "see that the daemon reads, and raise max_slot_wal_keep_size"
-        return Finding("slot_at_risk", risk, name, cause, repair)
+    budget = Gauge(own_bytes).measure(
+        0.0, slot.wal_status, slot.retained_bytes, slot.safe_bytes, server.max_slot_wal_bytes
+    )
+    if budget.is_alarming:
+        limited = server.max_slot_wal_bytes >= 0
+        risk: Severity = "error" if slot.wal_status == "unreserved" else "warning"
+        fate = "it will soon be lost" if limited else "it fills the disk"
+        cause = f"{fate}: {retained}, {size(budget.left_bytes)} of {size(budget.limit_bytes)} left"
+        raised = "max_slot_wal_keep_size" if limited else "wal_budget_bytes, or set max_slot_wal_keep_size"
+        return Finding("slot_at_risk", risk, name, cause, f"see that the daemon reads, and raise {raised}")
     if not slot.active:
         cause = f"nobody reads it: {retained}"
         return Finding(
             "slot_idle", "warning", name, cause, "start walstream serve, or drop the slot if its node is gone"
         )
-    return Finding("slot", "ok", name, f"{slot.plugin}, active, {retained}")
+    failover = {None: "", True: ", kept by standbys for a failover", False: ", not kept by standbys"}[slot.failover]
+    return Finding("slot", "ok", name, f"{slot.plugin}, active, {retained}, budget {budget.state}{failover}")
+
+
+def judge_parked(number: int, names: str) -> Finding:
+    """Whether something of the WAL was left out. ``names``: of its tables, as far as they are known."""
+    if not number:
+        return Finding("parked", "ok", "WAL", "nothing was left out")
+    cause = f"{number} of what could not be read was left out" + (f", of {names}" if names else "")
+    repair = "read these tables again; walstream slot parked shows what it was, --clear-all forgets it"
+    return Finding("parked", "warning", "WAL", cause, repair)
 
 
 def judge_schema(schema: str, state: SchemaState) -> Finding:

@@ -37,6 +37,13 @@ class Synced(NamedTuple):
     missing: tuple[tuple[str, str], ...]
 
     @property
+    def made(self) -> tuple[str, ...]:
+        """The publications that were not there before."""
+        return tuple(
+            name for name in NAMES if any(text.startswith(f'create publication "{name}"') for text in self.executed)
+        )
+
+    @property
     def complete(self) -> bool:
         """Whether the publications now are what they should be."""
         return not self.missing

@@ -17,11 +17,25 @@ from walstream.shell.database.rows import only, scalar
 PLUGINS = {"auto": ("wal2json", "pgoutput"), "wal2json": ("wal2json",), "pgoutput": ("pgoutput",)}
 """Output plugins to try for each value of the configuration key ``decoder``."""
 
+FAILOVER_VERSION = 170000
+TERMINATE_MILLISECONDS = 2000
+
+# A server in recovery refuses a slot with ``failover``.
+_CREATE = {
+    False: "select lsn::text from pg_catalog.pg_create_logical_replication_slot(%s, %s)",
+    True: "select lsn::text from pg_catalog.pg_create_logical_replication_slot(%s, %s, false, false,"
+    " not pg_catalog.pg_is_in_recovery())",
+}
+
 _PLUGIN_UNUSABLE = ("42501", "58P01")  # refused by output_plugin_libraries; not installed
 
 
 class Slot(NamedTuple):
-    """One row of pg_replication_slots. ``lag_bytes``: written but not confirmed; ``retained_bytes``: WAL kept back."""
+    """One row of pg_replication_slots. ``lag_bytes``: written but not confirmed; ``retained_bytes``: WAL kept back.
+
+    ``failover``: whether standbys keep a copy to go on with; None before PostgreSQL 17. ``invalidation``: why it is
+    lost, where the server says so. ``wal_end``: how far the server's WAL goes, for comparison with positions.
+    """
 
     name: str
     plugin: str
@@ -35,6 +49,14 @@ class Slot(NamedTuple):
     wal_status: str | None
     safe_bytes: int | None
     temporary: bool
+    failover: bool | None = None
+    invalidation: str | None = None
+    wal_end: Lsn | None = None
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it has confirmed WAL that the server does not have: it would skip all that is written until then."""
+        return self.wal_end is not None and self.confirmed_lsn is not None and self.confirmed_lsn > self.wal_end
 
 
 _SLOTS = """
@@ -42,7 +64,9 @@ select s.slot_name, s.plugin, s.database, s.active, s.active_pid,
        s.restart_lsn::text, s.confirmed_flush_lsn::text,
        pg_catalog.pg_wal_lsn_diff(now_at.lsn, s.confirmed_flush_lsn)::bigint,
        pg_catalog.pg_wal_lsn_diff(now_at.lsn, s.restart_lsn)::bigint,
-       s.wal_status, s.safe_wal_size, s.temporary
+       s.wal_status, s.safe_wal_size, s.temporary,
+       (pg_catalog.to_jsonb(s) ->> 'failover')::boolean, pg_catalog.to_jsonb(s) ->> 'invalidation_reason',
+       now_at.lsn::text
   from pg_catalog.pg_replication_slots s
  cross join (
     select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
@@ -57,10 +81,13 @@ def list_slots(connection: Connection) -> list[Slot]:
     """All logical slots of the server, by name. Raises psycopg2.Error."""
     with connection.cursor() as cursor:
         cursor.execute(_SLOTS)
-        return [
-            Slot(*row[:5], *(None if text is None else Lsn.parse(text) for text in row[5:7]), *row[7:])
-            for row in cursor.fetchall()
-        ]
+        found = []
+        for row in cursor.fetchall():
+            values = dict(zip(Slot._fields, row, strict=True))
+            for name in ("restart_lsn", "confirmed_lsn", "wal_end"):
+                values[name] = None if values[name] is None else Lsn.parse(values[name])
+            found.append(Slot(**values))
+        return found
 
 
 def find(connection: Connection, name: str) -> Slot | None:
@@ -71,15 +98,15 @@ def find(connection: Connection, name: str) -> Slot | None:
 def create(connection: Connection, name: str, decoder: str = "auto") -> tuple[str, Lsn]:
     """Create a slot with the first plugin of ``decoder`` that the server has and permits; returns it and the start.
 
-    Waits for the transactions that are running, as PostgreSQL must. Raises psycopg2.Error of the last plugin tried.
+    From PostgreSQL 17 on it is a failover slot: a standby that synchronises slots (``sync_replication_slots``) can take
+    over with it. Waits for the transactions that are running, as PostgreSQL must. Raises psycopg2.Error of the last
+    plugin tried.
     """
     plugins = PLUGINS[decoder]
     with connection.cursor() as cursor:
         for plugin in plugins:
             try:
-                cursor.execute(
-                    "select lsn::text from pg_catalog.pg_create_logical_replication_slot(%s, %s)", (name, plugin)
-                )
+                cursor.execute(_CREATE[connection.server_version >= FAILOVER_VERSION], (name, plugin))
                 return plugin, Lsn.parse(scalar(cursor))
             except psycopg2.Error as error:
                 connection.rollback()
@@ -94,6 +121,18 @@ def drop(connection: Connection, name: str) -> None:
         raise NotFound(f"there is no logical slot {name}", repair="walstream slot list shows them")
     with connection.cursor() as cursor:
         cursor.execute("select pg_catalog.pg_drop_replication_slot(%s)", (name,))
+
+
+def advance(connection: Connection, name: str, position: Lsn) -> None:
+    """Confirm everything up to ``position``, without decoding it. Raises psycopg2.Error (55006 while it streams)."""
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_catalog.pg_replication_slot_advance(%s, %s::pg_lsn)", (name, str(position)))
+
+
+def terminate(connection: Connection, pid: int) -> None:
+    """End the process that streams from a slot, and wait for it for some seconds. Raises psycopg2.Error."""
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_catalog.pg_terminate_backend(%s, %s)", (pid, TERMINATE_MILLISECONDS))
 
 
 def may_replicate(connection: Connection) -> bool:

@@ -18,7 +18,7 @@ from walstream import decoder
 from walstream.capture.plan import Admission, Fault, Plan
 from walstream.capture.tally import Tally
 from walstream.decoder import MESSAGE_PREFIX, Decoder
-from walstream.errors import EnvironmentFailure, Invariant
+from walstream.errors import DecodeError, EnvironmentFailure, Invariant
 from walstream.history.assemble import Assembler
 from walstream.history.resume import PlanChange
 from walstream.history.ring import Ring
@@ -48,9 +48,10 @@ from walstream.shell.database.join_facts import Literal, cast_literals
 from walstream.shell.database.plan_source import LoadedPlan
 from walstream.shell.database.postgres import Database
 from walstream.shell.delivery.fanout import Fanout
+from walstream.shell.wal.poison import Broken, UnderWay
 from walstream.shell.wal.publication_keeper import PublicationKeeper
+from walstream.shell.wal.slot_keeper import Stream
 from walstream.shell.wal.spill import FileSpill
-from walstream.shell.wal.wal_reader import Stream
 from walstream.telemetry.log import PLAN_CHANGED, PLAN_FAULTY
 
 if TYPE_CHECKING:
@@ -149,15 +150,19 @@ class Pipeline:
     async def open(self, stream: Stream) -> Mapping[str, str]:
         """See ``Sink.open``. Loads the plan anew. Raises DatabaseRefused where ``walstream init`` is due."""
         loaded = await self._database.run(self.load)
-        is_gap = stream.cluster != self._ring.cluster or stream.is_new_slot
+        gap = "other_cluster" if stream.cluster != self._ring.cluster else stream.gap
+        is_gap = bool(gap) or stream.is_new_slot
         if is_gap:
             # Another cluster, or a slot that begins now: what the ring holds has no continuation.
-            is_other = stream.cluster != self._ring.cluster
-            if is_other:
+            if gap == "other_cluster":
                 self._fanout.cluster_changed()
+            newest = self._ring.newest
             self._ring.restart(stream.cluster, stream.confirmed)
+            if gap != "other_cluster":
+                # Should the slot go back, what was delivered is still known.
+                self._ring.newest = max(newest, self._ring.newest)
             self._plan_changes.clear()
-            self.on_gap("other_cluster" if is_other else "slot_lost")
+            self.on_gap(gap or "slot_lost")
         self._fanout.server_started(stream.server_start)
         self._server_start = stream.server_start
         self._keeper.is_needed = stream.plugin == "pgoutput"
@@ -253,6 +258,29 @@ class Pipeline:
             else:
                 return
         raise EnvironmentFailure(f"the catalog never has what a message needs: {miss}")
+
+    def broken(self, error: DecodeError) -> Broken | None:
+        """See ``Sink.broken``."""
+        begun = self._assembler.begun
+        if begun is None or self._done >= len(self._payloads):
+            return None
+        return Broken(self._payloads[self._done], self._starts[self._done], begun.xid, error, begun.lsn)
+
+    def skip(self) -> None:
+        """See ``Sink.skip``."""
+        self._done += 1
+        self._go_on()
+
+    @property
+    def newest(self) -> Lsn:
+        """See ``Sink.newest``."""
+        return self._ring.newest
+
+    @property
+    def under_way(self) -> UnderWay | None:
+        """See ``Sink.under_way``."""
+        begun = self._assembler.begun
+        return None if begun is None else UnderWay(begun.xid, begun.lsn)
 
     async def flush(self) -> None:
         """See ``Sink.flush``."""

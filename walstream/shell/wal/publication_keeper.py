@@ -6,7 +6,7 @@ the daemon has to; what they hold is decided in ``publications``.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 import structlog
@@ -37,6 +37,8 @@ class PublicationKeeper:
 
     def __init__(self, database: Database, schema: str) -> None:
         self.is_needed = False
+        self.on_made: Callable[[Collection[str]], object] = lambda names: None
+        """Called when publications had been dropped and were made again: what was written meanwhile is in none."""
         self._database = database
         self._schema = schema
         self._plan: Plan | None = None
@@ -85,6 +87,8 @@ class PublicationKeeper:
     async def _alter(self) -> bool:
         """Returns whether all is published that should be."""
         synced = await self._database.run(lambda connection: publications.sync_publications(connection, self._schema))
+        if synced.made:
+            self.on_made(synced.made)
         for statement, refusal in synced.missing:
             self._say(refusal, statement)
         if synced.complete:

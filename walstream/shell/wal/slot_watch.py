@@ -7,6 +7,7 @@ whoever streams WAL, so the end of this one is the signal to close the stream. W
 from __future__ import annotations
 
 import functools
+import math
 import random
 import re
 from collections.abc import Callable
@@ -17,11 +18,12 @@ import structlog
 import trio
 
 from walstream.errors import DatabaseUnreachable, WalstreamError
+from walstream.history.budget import Budget, Gauge
 from walstream.lsn import Lsn
 from walstream.shell.database.postgres import PgConnection, translate
 from walstream.shell.health import Health, SlotFacts
 from walstream.shell.supervise import next_delay
-from walstream.telemetry.log import SLOT_FELL_BEHIND, SLOT_LOST, STREAM_HELD_COMMITS
+from walstream.telemetry.log import SLOT_FELL_BEHIND, STREAM_HELD_COMMITS
 from walstream.telemetry.metrics import Metrics
 
 LOOK_SECONDS: Final = 2.0
@@ -33,7 +35,6 @@ SLACK_BYTES: Final = 64 * 1024 * 1024
 """WAL that may be kept back beyond twice the window before it is an alarm: a slot's start moves in steps."""
 
 _REPAIRS: Final = {
-    SLOT_LOST: "raise max_slot_wal_keep_size; the slot is made anew, and clients are told of the gap",
     STREAM_HELD_COMMITS: "name the real standbys in synchronous_standby_names: this stream is no copy of the data",
     SLOT_FELL_BEHIND: "look for a long transaction in pg_stat_activity, or for a reader that does not keep up",
 }
@@ -49,7 +50,8 @@ select s.plugin, s.active_pid, s.restart_lsn::text, s.confirmed_flush_lsn::text,
        pg_catalog.pg_wal_lsn_diff(now_at.lsn, s.restart_lsn)::bigint,
        r.sync_state, r.application_name,
        pg_catalog.current_setting('synchronous_standby_names'),
-       pg_catalog.pg_size_bytes(pg_catalog.current_setting('max_slot_wal_keep_size'))
+       pg_catalog.pg_size_bytes(pg_catalog.current_setting('max_slot_wal_keep_size')),
+       (pg_catalog.to_jsonb(s) ->> 'failover')::boolean
   from pg_catalog.pg_replication_slots s
  cross join (
     select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()
@@ -64,7 +66,8 @@ class Look(NamedTuple):
     """One answer of ``_LOOK``, in its order. Bytes are None, and positions too, where the server does not say.
 
     ``sync_state`` and ``application_name``: of whoever streams, None if nobody does. ``standby_names``:
-    ``synchronous_standby_names``. ``keep_bytes``: ``max_slot_wal_keep_size``, negative for no limit.
+    ``synchronous_standby_names``. ``keep_bytes``: ``max_slot_wal_keep_size``, negative for no limit. ``failover``: None
+    before PostgreSQL 17.
     """
 
     plugin: str
@@ -79,6 +82,7 @@ class Look(NamedTuple):
     application_name: str | None
     standby_names: str
     keep_bytes: int
+    failover: bool | None = None
 
     @property
     def holds_commits(self) -> bool:
@@ -157,6 +161,8 @@ class SlotWatch:
         self._next = trio.Event()
         self._delay = 0.0
         self._alarm = ""
+        self.gauge = Gauge()
+        """Measures the WAL budget; ``own_bytes`` of it may be set."""
         self.newest: Look | None = None
         """The newest answer; None before the first, and while the slot does not exist."""
 
@@ -239,6 +245,9 @@ class SlotWatch:
         if answer is None:
             self._health.slot = None
         else:
+            budget = self.gauge.measure(
+                trio.current_time(), answer.wal_status, answer.retained_bytes, answer.safe_bytes, answer.keep_bytes
+            )
             self._health.slot = SlotFacts(
                 name=self._slot,
                 plugin=answer.plugin,
@@ -247,24 +256,28 @@ class SlotWatch:
                 wal_status=answer.wal_status,
                 retained_bytes=answer.retained_bytes,
                 safe_bytes=answer.safe_bytes,
+                failover=answer.failover,
+                budget=budget,
             )
             if self._metrics is not None:
                 self._metrics.slot_lag_bytes.set(answer.lag_bytes or 0)
                 self._metrics.slot_retained_bytes.set(answer.retained_bytes or 0)
-            self._warn(answer)
+                self._metrics.slot_left_bytes.set(math.inf if budget.left_bytes is None else budget.left_bytes)
+                self._metrics.slot_left_seconds.set(math.inf if budget.left_seconds is None else budget.left_seconds)
+            self._warn(answer, budget)
         reached, self._next = self._next, trio.Event()
         reached.set()
         if self._on_look is not None:
             self._on_look(answer)
 
-    def _warn(self, answer: Look) -> None:
+    def _warn(self, answer: Look, budget: Budget) -> None:
         """Log each trouble when it begins."""
         alarm = ""
         if answer.is_lost:
-            alarm = SLOT_LOST
+            pass  # told by the reader, which makes a new one
         elif answer.holds_commits:
             alarm = STREAM_HELD_COMMITS
-        elif answer.is_behind(answer.window(self._wal_bytes)):
+        elif budget.is_alarming or answer.is_behind(answer.window(self._wal_bytes)):
             alarm = SLOT_FELL_BEHIND
         if alarm and alarm != self._alarm:
             log.warning(
@@ -274,6 +287,7 @@ class SlotWatch:
                 retained_bytes=answer.retained_bytes,
                 safe_bytes=answer.safe_bytes,
                 sync_state=answer.sync_state,
+                budget=str(budget),
                 repair=_REPAIRS[alarm],
             )
         self._alarm = alarm

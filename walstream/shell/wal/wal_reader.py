@@ -10,24 +10,24 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import psycopg2
 import psycopg2.extras
 import structlog
 import trio
 
-from walstream.decoder import DECODERS
 from walstream.errors import DatabaseRefused, DatabaseUnreachable, DecodeError, EnvironmentFailure, WalstreamError
-from walstream.history.position import cluster_digest
 from walstream.lsn import Lsn
 from walstream.model import CatalogMiss
-from walstream.shell.database import publications, slots
+from walstream.shell.database import slots
 from walstream.shell.database.postgres import Database, connect, translate
-from walstream.shell.database.rows import only
 from walstream.shell.health import Health, ReaderState
 from walstream.shell.supervise import keep_running
-from walstream.telemetry.log import READER_FAILED, READER_STARTED, READER_STOPPED, SLOT_ABANDONED, SLOT_CREATED
+from walstream.shell.wal.poison import Broken, Poison, UnderWay, is_undecodable
+from walstream.shell.wal.slot_keeper import Read, Reading, SlotKeeper, Stream
+from walstream.shell.wal.slot_life import SlotLife
+from walstream.telemetry.log import POISON_MET, READER_FAILED, READER_STARTED, READER_STOPPED
 from walstream.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -72,20 +72,6 @@ UNUSABLE_PLUGIN: Final = ("plugin_refused", "plugin_missing")
 log = structlog.get_logger()
 
 
-class Stream(NamedTuple):
-    """What is known of a stream before its first message.
-
-    ``cluster``: digest of system and timeline. ``server_start``: seconds since the epoch. ``is_new_slot``: whatever was
-    committed before now is not in it. ``confirmed``: nothing that ends before it comes.
-    """
-
-    plugin: str
-    cluster: str
-    server_start: float
-    is_new_slot: bool
-    confirmed: Lsn = Lsn(0)
-
-
 class Sink(Protocol):
     """Where messages go. Everything but ``open``, ``recover`` and ``flush`` is synchronous."""
 
@@ -107,6 +93,24 @@ class Sink(Protocol):
         """Load what ``receive`` missed, and take the message that misses it and all after it. Raises WalstreamError."""
         ...
 
+    def broken(self, error: DecodeError) -> Broken | None:
+        """What ``receive``, ``recover`` or ``skip`` could not take; None where it cannot be left out by itself."""
+        ...
+
+    def skip(self) -> None:
+        """Leave the broken message out, and take all after it. Raises as ``receive`` does."""
+        ...
+
+    @property
+    def newest(self) -> Lsn:
+        """End of the newest commit that was taken."""
+        ...
+
+    @property
+    def under_way(self) -> UnderWay | None:
+        """The transaction that has begun and not ended."""
+        ...
+
     async def flush(self) -> None:
         """A tick ends: send what waits."""
         ...
@@ -114,20 +118,6 @@ class Sink(Protocol):
     def confirmable(self, *, trailing: bool) -> Lsn:
         """The newest commit end that may be confirmed, 0 for none. ``trailing``: keep the window for a restart."""
         ...
-
-
-class Reading(NamedTuple):
-    """What the reader has to know from the configuration."""
-
-    dsn: str
-    slot: str
-    decoder: str = "auto"
-    schema: str = "realtime"
-
-    @property
-    def application_name(self) -> str:
-        """Under which the stream is found in pg_stat_replication, and kept out of ``synchronous_standby_names``."""
-        return f"walstream_stream_{self.slot}"[:63]
 
 
 class _Pace:
@@ -181,7 +171,12 @@ class WalReader:
         self._stream_scope: trio.CancelScope | None = None
         self._leaving = ""
         self._confirmed = 0
-        self._created = False  # a slot of this name by us: if it is missing later, somebody dropped it
+        self._keeper = SlotKeeper(reading)
+        self._read_to = Read("", 0)
+        self._gap = ""  # of a stream that could not be opened
+        self.life = SlotLife(reading.slot, health, metrics)
+        self.poison = Poison(self._database, metrics, slot=reading.slot, schema=reading.schema)
+        self._plugin = ""
 
     async def run(self) -> None:
         """Stream for ever. Cancelling it confirms what may be confirmed and closes the connection."""
@@ -196,20 +191,28 @@ class WalReader:
         if self._stream_scope is not None:
             self._stream_scope.cancel()
 
+    def renew(self, turn: str, detail: str) -> None:
+        """Give the slot up and go on with a new one: clients are told of the gap. ``turn``: see ``slot_life``."""
+        self._keeper.renew(turn, detail)
+        self.leave(detail)
+
     def _failed(self, error: WalstreamError, pause: float) -> None:
         reason = getattr(error, "reason", "")
         standby = reason == "slot_active"
-        state: ReaderState = "standby" if standby else "retrying"
-        if isinstance(error, DecodeError):
-            self._metrics.decode_errors.inc()
+        poisoned = self.poison.is_stuck and (isinstance(error, DecodeError) or is_undecodable(error))
+        state: ReaderState = "standby" if standby else "poisoned" if poisoned else "retrying"
+        repair = self.poison.repair() if poisoned else error.repair
+        text = f"{error.message} ({repair})" if repair else error.message
+        if standby:
+            self.life.tell("standby", error.message)
         write = log.info if standby else log.warning
         # Said once per cause, not once per try.
-        if (state, str(error)) != (self._health.reader, self._health.reader_reason):
+        if (state, text) != (self._health.reader, self._health.reader_reason):
             write(
-                READER_FAILED, slot=self._reading.slot, code=error.code, reason=reason, error=error.message,
-                repair=error.repair, seconds=round(pause, 1),
+                POISON_MET if poisoned else READER_FAILED, slot=self._reading.slot, code=error.code, reason=reason,
+                error=error.message, repair=repair, seconds=round(pause, 1),
             )  # fmt: skip
-        self._health.reader_is(state, str(error))  # with what is to be done about it
+        self._health.reader_is(state, text)  # with what is to be done about it
 
     async def _stand_by_or_stream(self) -> None:
         """As ``_run_once``; while somebody else streams from the slot, look often whether it is free."""
@@ -225,13 +228,17 @@ class WalReader:
     async def _run_once(self) -> None:
         self._leaving = ""
         try:
-            stream, wal_sender_timeout = await self._database.run(self._prepare)
+            stream, wal_sender_timeout = await self._database.run(self._keeper.prepare)
         finally:
             self._database.forget_idle()
+        stream = self._judge(stream)
         options = await self._sink.open(stream)
+        self._gap = ""
         # No thread is waited for where we are cancelled: connecting may take long, and creating a slot hours.
         opened = await trio.to_thread.run_sync(self._open, abandon_on_cancel=True)
-        is_busy = False
+        self._keeper.own_pid = opened.info.backend_pid
+        self._plugin = stream.plugin
+        is_busy = is_started = False
         try:
             with trio.CancelScope() as self._stream_scope:
                 if self._leaving:
@@ -258,15 +265,24 @@ class WalReader:
                 is_busy = False
                 log.info(READER_STARTED, slot=self._reading.slot, plugin=stream.plugin)
                 self._metrics.reader_restarts.inc()
-                self._health.reader_is("streaming")
+                is_started = True
+                if not self.poison.is_stuck:
+                    self._health.reader_is("streaming")
                 self._confirmed = 0
                 self._started()
                 await self._read(opened, cursor, wal_sender_timeout / 3 if wal_sender_timeout else 0.0)
         except psycopg2.Error as error:
             is_busy = False
             refused = translate(error)
+            if stream.plugin == "pgoutput" and error.pgcode == "42704" and "publication" in str(error):
+                self._keeper.renew("unpublished", str(refused.message))
             if getattr(refused, "reason", "") in UNUSABLE_PLUGIN and self._reading.decoder == "auto":
                 await self._abandon(stream.plugin, refused)
+            if is_started and is_undecodable(refused):
+                assert isinstance(refused, DatabaseRefused)
+                begun, newest = self._sink.under_way, self._sink.newest
+                skipped = await self.poison.leave_out(refused, stream.plugin, begun, newest)
+                self._has_read_to(skipped)
             raise refused from error
         except OSError as error:
             raise EnvironmentFailure(
@@ -278,6 +294,17 @@ class WalReader:
                 opened.close()
             log.info(READER_STOPPED, slot=self._reading.slot)
         raise DatabaseUnreachable(self._leaving or "the stream was ended")
+
+    def _judge(self, stream: Stream) -> Stream:
+        """The stream with its gap, by what was read before. Tells what became of the slot."""
+        stream = self._read_to.judge(stream)
+        if stream.gap or not self._read_to.cluster:
+            self._read_to = Read(stream.cluster, stream.confirmed)
+        stream = stream._replace(gap=stream.gap or self._gap)
+        self._gap = stream.gap
+        for turn, detail in stream.turns:
+            self.life.tell(turn, detail)
+        return stream
 
     async def _read(self, opened: PgConnection, cursor: Any, patience: float) -> None:
         """Read until cancelled. ``patience``: seconds without a read after which the stream is not touched again."""
@@ -292,8 +319,15 @@ class WalReader:
                     # psycopg2 would answer a keepalive that waits here by confirming what it announces.
                     raise DatabaseUnreachable("the stream was not read for too long")
                 count, is_more = await self._tick(cursor.read_message, pace.is_busy(time.monotonic()), patience)
+                if patience and _boot_clock() - last_read > patience:
+                    # Stopped in the midst of it: somebody else may have the slot by now, and its clients the changes.
+                    raise DatabaseUnreachable("the stream was not read for too long")
                 last_read = _boot_clock()
+                self._has_read_to(cursor.wal_end)
                 if count:
+                    if self.poison.is_stuck and self._sink.newest > self.poison.stuck_after:
+                        self.poison.passed()
+                        self._health.reader_is("streaming")
                     pace.seen += count
                     empty_reads = 0
                     await self._sink.flush()
@@ -312,6 +346,7 @@ class WalReader:
                     if empty_reads > STORM_READS:
                         raise DatabaseUnreachable("the server is shutting down")
         finally:
+            self._has_read_to(cursor.wal_end)  # 0 after some errors, which is why it is asked for before, too
             self._last_word(opened, cursor)
 
     async def _tick(self, read: Callable[[], Any], is_busy: bool, patience: float) -> tuple[int, bool]:
@@ -344,14 +379,46 @@ class WalReader:
             if clock() > tick_ends:
                 return count, True
 
+    def _has_read_to(self, position: int) -> None:
+        """What ends before the position of any message was sent before it, and no more can have been confirmed."""
+        if position > self._read_to.position:
+            self._read_to = self._read_to._replace(position=position)
+
     async def _hand_over(self, payloads: list[bytes], starts: list[int], patience: float) -> None:
+        if starts:
+            self._has_read_to(starts[-1])
         try:
             self._sink.receive(payloads, starts)
-        except CatalogMiss as miss:
+        except (CatalogMiss, DecodeError) as trouble:
             with trio.move_on_after(patience or STATUS_SECONDS) as scope:
-                await self._sink.recover(miss)
+                await self._overcome(trouble)
             if scope.cancelled_caught:
-                raise DatabaseUnreachable("the catalog did not answer in time") from miss
+                raise DatabaseUnreachable("the database did not answer in time") from trouble
+
+    async def _overcome(self, trouble: CatalogMiss | DecodeError) -> None:
+        """Load what is missing, and leave out what may be. Raises the DecodeError that is not let go."""
+        while True:
+            try:
+                if isinstance(trouble, CatalogMiss):
+                    await self._sink.recover(trouble)
+                else:
+                    await self._leave_out(trouble)
+            except (CatalogMiss, DecodeError) as another:
+                if another is trouble:
+                    raise
+                trouble = another
+            else:
+                return
+
+    async def _leave_out(self, error: DecodeError) -> None:
+        self._metrics.decode_errors.inc()
+        broken = self._sink.broken(error)
+        if broken is None:
+            self.poison.met(str(error), self._sink.newest)
+            raise error
+        if not await self.poison.set_aside(broken, self._plugin, self._sink.newest):
+            raise error
+        self._sink.skip()
 
     def _confirm(self, cursor: Any) -> None:
         trailing = self._trailing()
@@ -370,76 +437,12 @@ class WalReader:
         except psycopg2.Error as error:
             log.debug(READER_STOPPED, slot=self._reading.slot, error=str(error).strip())
 
-    # -- preparing, in a worker thread
-
-    def _prepare(self, opened: PgConnection) -> tuple[Stream, float]:
-        """Find or create the slot; what the stream is going to be, and ``wal_sender_timeout`` in seconds (0: none)."""
-        with opened.cursor() as cursor:
-            cursor.execute(
-                "select pg_catalog.current_setting('server_encoding'), pg_catalog.current_database()::text,"
-                " (select setting::float8 / 1000 from pg_catalog.pg_settings where name = 'wal_sender_timeout'),"
-                " extract(epoch from pg_catalog.pg_postmaster_start_time())::float8,"
-                " (select system_identifier::text from pg_catalog.pg_control_system()),"
-                " (select timeline_id from pg_catalog.pg_control_checkpoint())"
-            )
-            encoding, database, timeout, started, system, timeline = only(cursor)
-        if encoding != "UTF8":
-            raise DatabaseRefused(
-                f"the database's encoding is {encoding}",
-                reason="encoding",
-                repair="walstream needs a UTF8 database",
-            )
-        plugin, is_new, confirmed = self._slot(opened, database)
-        return Stream(plugin, cluster_digest(system, timeline), started, is_new, confirmed), timeout
-
-    def _slot(self, opened: PgConnection, database: str) -> tuple[str, bool, Lsn]:
-        """The plugin of our slot, whether the slot had to be made, and from where on it tells."""
-        reading = self._reading
-        slot = slots.find(opened, reading.slot)
-        if slot is not None:
-            self._check(slot, database)
-            if slot.wal_status != "lost":
-                if slot.plugin == "pgoutput":
-                    publications.sync_publications(opened, reading.schema)
-                return slot.plugin, False, slot.confirmed_lsn or Lsn(0)
-            slots.drop(opened, reading.slot)
-        if reading.decoder != "wal2json":
-            # Before the slot: a publication that is younger than the slot is unknown to the WAL between them.
-            publications.sync_publications(opened, reading.schema)
-        plugin, position = slots.create(opened, reading.slot, reading.decoder)
-        log.info(SLOT_CREATED, slot=reading.slot, plugin=plugin, lsn=str(position), again=self._created)
-        self._created = True
-        return plugin, True, position
-
     async def _abandon(self, plugin: str, refused: WalstreamError) -> None:
         """Give up a slot that nobody can read until a superuser has acted; the next one takes the other plugin."""
         if plugin != "wal2json":
             return
-        log.warning(
-            SLOT_ABANDONED, slot=self._reading.slot, plugin=plugin, error=refused.message, repair=refused.repair
-        )
+        self.life.tell("abandoned", f"{plugin}: {refused.message}", repair=refused.repair)
         await self._database.run(lambda opened: slots.drop(opened, self._reading.slot))
-
-    def _check(self, slot: slots.Slot, database: str) -> None:
-        """Raises DatabaseRefused for a slot that is not for us, which is then left alone whatever its state."""
-        if slot.database != database:
-            raise DatabaseRefused(
-                f"slot {slot.name} belongs to the database {slot.database}, not to {database}",
-                reason="slot_database",
-                repair="give this node another WALSTREAM_SLOT: names of slots are one for all databases of a server",
-            )
-        if slot.plugin not in DECODERS or self._reading.decoder not in ("auto", slot.plugin):
-            raise DatabaseRefused(
-                f"slot {slot.name} was made with {slot.plugin}, and WALSTREAM_DECODER is {self._reading.decoder}",
-                reason="slot_plugin",
-                repair=f"walstream slot drop {slot.name}, or another WALSTREAM_SLOT, or WALSTREAM_DECODER=auto",
-            )
-        if slot.active:
-            raise DatabaseRefused(
-                f"another process streams from slot {slot.name} (PostgreSQL's process {slot.active_pid})",
-                reason="slot_active",
-                repair="stop it, or give this node its own WALSTREAM_SLOT",
-            )
 
 
 def _boot_clock() -> float:

@@ -1,0 +1,199 @@
+"""The slot before each stream: found or made, judged by what was read before, and ended where it cannot go on.
+
+Streaming from it is ``wal_reader``; what its turns mean for people is told in ``slot_life``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from walstream.decoder import DECODERS
+from walstream.errors import DatabaseRefused
+from walstream.history.position import cluster_digest
+from walstream.lsn import Lsn
+from walstream.shell.database import publications, slots
+from walstream.shell.database.rows import only
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
+
+
+class Reading(NamedTuple):
+    """What the reader has to know from the configuration."""
+
+    dsn: str
+    slot: str
+    decoder: str = "auto"
+    schema: str = "realtime"
+
+    @property
+    def application_name(self) -> str:
+        """Under which the stream is found in pg_stat_replication, and kept out of ``synchronous_standby_names``."""
+        return f"walstream_stream_{self.slot}"[:63]
+
+
+class Stream(NamedTuple):
+    """What is known of a stream before its first message.
+
+    ``cluster``: digest of system and timeline. ``server_start``: seconds since the epoch. ``is_new_slot``: whatever was
+    committed before now is not in it. ``confirmed``: nothing that ends before it comes. ``wal_end``: how far the
+    server's WAL goes; both 0 if unknown. ``turns``: what became of the slot, each with details. ``gap``: why what
+    was read before has no continuation here, in the word that clients are told; "" where it has.
+    """
+
+    plugin: str
+    cluster: str
+    server_start: float
+    is_new_slot: bool
+    confirmed: Lsn = Lsn(0)
+    wal_end: Lsn = Lsn(0)
+    turns: tuple[tuple[str, str], ...] = ()
+    gap: str = ""
+
+
+class Read(NamedTuple):
+    """How far a stream was read: every commit of ``cluster`` that ends at or before ``position`` has come."""
+
+    cluster: str
+    position: int
+
+    def judge(self, stream: Stream) -> Stream:
+        """The next stream, with its gap and the turn that made it."""
+        if not self.cluster:
+            return stream
+        turn = detail = gap = ""
+        if stream.cluster != self.cluster:
+            turn, gap, detail = "other_cluster", "other_cluster", "another system or timeline answers"
+        elif stream.wal_end and stream.wal_end < self.position:
+            turn, gap = "fell_back", "other_cluster"
+            detail = f"the WAL ends at {stream.wal_end}, and was read up to {Lsn(self.position)}"
+        elif stream.is_new_slot:
+            gap = "slot_lost"
+        elif stream.confirmed > self.position:
+            turn, gap = "moved", "slot_lost"
+            detail = f"it begins at {stream.confirmed}, and was read up to {Lsn(self.position)}"
+        turns = ((turn, detail), *stream.turns) if turn else stream.turns
+        return stream._replace(gap=gap, turns=turns)
+
+
+class SlotKeeper:
+    """Prepares the slot. ``own_pid``: PostgreSQL's process of our newest stream, 0 for none."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._known = False  # there was a slot of ours: if it is missing later, somebody dropped it
+        self._unwanted: tuple[str, str] | None = None
+        self._turns: list[tuple[str, str]] = []  # not told yet: what was begun may fail before it is done
+        self._server_start = 0.0
+        self.own_pid = 0
+
+    def renew(self, turn: str, detail: str) -> None:
+        """Make the slot anew before the next stream, for this reason."""
+        self._unwanted = (turn, detail)
+
+    def prepare(self, opened: PgConnection) -> tuple[Stream, float]:
+        """Find or make the slot; the stream to be, and ``wal_sender_timeout`` in seconds (0: none).
+
+        Blocks, for as long as a transaction is under way where a slot is made. Raises DatabaseRefused, psycopg2.Error.
+        """
+        with opened.cursor() as cursor:
+            cursor.execute(
+                "select pg_catalog.current_setting('server_encoding'), pg_catalog.current_database()::text,"
+                " (select setting::float8 / 1000 from pg_catalog.pg_settings where name = 'wal_sender_timeout'),"
+                " extract(epoch from pg_catalog.pg_postmaster_start_time())::float8,"
+                " (select system_identifier::text from pg_catalog.pg_control_system()),"
+                " (select timeline_id from pg_catalog.pg_control_checkpoint())"
+            )
+            encoding, database, timeout, started, system, timeline = only(cursor)
+        if encoding != "UTF8":
+            raise DatabaseRefused(
+                f"the database's encoding is {encoding}",
+                reason="encoding",
+                repair="walstream needs a UTF8 database",
+            )
+        if started != self._server_start:
+            self._server_start, self.own_pid = started, 0  # its processes have other numbers now
+        blank = Stream("", cluster_digest(system, timeline), started, is_new_slot=False)
+        stream = self._slot(opened, database, blank)
+        stream, self._turns = stream._replace(turns=tuple(self._turns)), []
+        return stream, timeout
+
+    def _slot(self, opened: PgConnection, database: str, blank: Stream) -> Stream:
+        """Adopt the slot, or make it (anew)."""
+        reading = self._reading
+        turns = self._turns
+        slot = slots.find(opened, reading.slot)
+        if slot is not None and slot.active and slot.active_pid == self.own_pid != 0:
+            # Our own stream's process, which has not noticed yet that nobody reads: it would keep the slot until
+            # wal_sender_timeout.
+            slots.terminate(opened, self.own_pid)
+            turns.append(("freed", f"PostgreSQL's process {self.own_pid} held it for a connection that has ended"))
+            slot = slots.find(opened, reading.slot)
+        if slot is not None:
+            self._check(slot, database)
+            ended = self._ended(slot) or self._unpublished(opened, slot)
+            if ended is None:
+                self._known = True
+                turns.append(("adopted", f"{slot.plugin}, confirmed up to {slot.confirmed_lsn}{_failover(slot)}"))
+                return blank._replace(
+                    plugin=slot.plugin,
+                    confirmed=slot.confirmed_lsn or Lsn(0),
+                    wal_end=slot.wal_end or Lsn(0),
+                )
+            slots.drop(opened, reading.slot)
+            turns.append(ended)
+            self._known = False
+        elif self._known:
+            turns.append(("dropped", "it is not there any more"))
+            self._known = False
+        if reading.decoder != "wal2json":
+            # Before the slot: a publication that is younger than the slot is unknown to the WAL between them.
+            publications.sync_publications(opened, reading.schema)
+        plugin, position = slots.create(opened, reading.slot, reading.decoder)
+        self._known, self._unwanted = True, None
+        turns.append(("created", f"{plugin}, from {position} on"))
+        return blank._replace(plugin=plugin, is_new_slot=True, confirmed=position, wal_end=position, turns=tuple(turns))
+
+    def _ended(self, slot: slots.Slot) -> tuple[str, str] | None:
+        """The turn by which a slot of ours is of no use any more."""
+        if slot.wal_status == "lost":
+            return "lost", f"the server has removed WAL that it needed{_why(slot)}"
+        if slot.is_ahead:
+            return "ahead", f"it has confirmed {slot.confirmed_lsn}, and the WAL ends at {slot.wal_end}"
+        return self._unwanted
+
+    def _unpublished(self, opened: PgConnection, slot: slots.Slot) -> tuple[str, str] | None:
+        """Let the publications follow the plan. One that had to be made means nothing for the WAL before it."""
+        if slot.plugin != "pgoutput":
+            return None
+        made = publications.sync_publications(opened, self._reading.schema).made
+        return ("unpublished", f"{', '.join(made)} was not there") if made else None
+
+    def _check(self, slot: slots.Slot, database: str) -> None:
+        """Raises DatabaseRefused for a slot that is not for us, which is then left alone whatever its state."""
+        if slot.database != database:
+            raise DatabaseRefused(
+                f"slot {slot.name} belongs to the database {slot.database}, not to {database}",
+                reason="slot_database",
+                repair="give this node another WALSTREAM_SLOT: names of slots are one for all databases of a server",
+            )
+        if slot.plugin not in DECODERS or self._reading.decoder not in ("auto", slot.plugin):
+            raise DatabaseRefused(
+                f"slot {slot.name} was made with {slot.plugin}, and WALSTREAM_DECODER is {self._reading.decoder}",
+                reason="slot_plugin",
+                repair=f"walstream slot drop {slot.name}, or another WALSTREAM_SLOT, or WALSTREAM_DECODER=auto",
+            )
+        if slot.active:
+            raise DatabaseRefused(
+                f"another process streams from slot {slot.name} (PostgreSQL's process {slot.active_pid})",
+                reason="slot_active",
+                repair="stop it, or give this node its own WALSTREAM_SLOT",
+            )
+
+
+def _failover(slot: slots.Slot) -> str:
+    return ", kept by standbys for a failover" if slot.failover else ""
+
+
+def _why(slot: slots.Slot) -> str:
+    return f" ({slot.invalidation})" if slot.invalidation else ""
