@@ -15,6 +15,7 @@ NAMES = (
     "store",
     "policies",
     "row_security",
+    "resume",
 )
 
 if __name__ == "__main__":

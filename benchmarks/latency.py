@@ -36,7 +36,7 @@ def main() -> None:
                 ours.recv()
                 pipes.append(ours)
                 processes.append(process)
-            committed = _write(dsn, count)
+            committed = write(dsn, count)
             arrivals = [pipe.recv() for pipe in pipes]
             for process in processes:
                 process.join()
@@ -55,7 +55,7 @@ def main() -> None:
     rig.report(f"commit to client, {RATE} changes/s for {SECONDS} s", rows)
 
 
-def _write(dsn: str, count: int) -> dict[int, float]:
+def write(dsn: str, count: int) -> dict[int, float]:
     """Insert at ``RATE`` a second. Returns when each row's statement was sent, by id."""
     connection = psycopg2.connect(dsn)
     connection.autocommit = True

@@ -22,8 +22,8 @@ from walstream.shell.delivery.members import Members
 from walstream.shell.delivery.outbox import Outbox
 from walstream.telemetry.log import CLIENT_BEHIND
 
-SLICE_CHANGES: Final = 100
-"""Changes that one member gets before others have their turn."""
+SLICE_CHANGES: Final = 50
+"""Changes that one member gets before others have their turn: half a millisecond of work."""
 
 ROOM_BYTES: Final = 256 * 1024
 """A member gets more when less than this waits for it: so it never has more than its share of memory."""
@@ -122,6 +122,8 @@ class Pursuits:
         self._all: dict[Pursuit, None] = {}
         self._nursery: trio.Nursery | None = None
         self._more = trio.Event()
+        # One member at a time: thousands may come back at once, and whoever is live must not wait for all of them.
+        self._turn = trio.Lock()
         self.is_waited_for = False  # whether anybody waits for what is routed next
 
     def __len__(self) -> int:
@@ -220,17 +222,23 @@ class Pursuits:
         while not pursuit.is_over:
             if not await self._has_room(pursuit):
                 continue
-            if pursuit.changes is None and self._go_live(pursuit):
-                break
-            outbox = pursuit.member.outbox
-            is_told = self._step(pursuit)
-            outbox.flush()
-            if is_told:
-                await trio.lowlevel.checkpoint()
-            else:
+            async with self._turn:
+                is_told = self._take_turn(pursuit)
+            if not is_told:
                 await self._wait_for_more(pursuit)
         pursuit.is_over = True
         self._all.pop(pursuit, None)
+
+    def _take_turn(self, pursuit: Pursuit) -> bool:
+        """Tell some changes, or let the member go live. False: there is nothing to tell now."""
+        if pursuit.is_over:
+            return False
+        if pursuit.changes is None and self._go_live(pursuit):
+            pursuit.is_over = True
+            return False
+        is_told = self._step(pursuit)
+        pursuit.member.outbox.flush()
+        return is_told
 
     async def _wait_for_more(self, pursuit: Pursuit) -> None:
         if not pursuit.is_over:
