@@ -230,15 +230,19 @@ class Pursuits:
         self._all.pop(pursuit, None)
 
     def _take_turn(self, pursuit: Pursuit) -> bool:
-        """Tell some changes, or let the member go live. False: there is nothing to tell now."""
-        if pursuit.is_over:
-            return False
-        if pursuit.changes is None and self._go_live(pursuit):
-            pursuit.is_over = True
-            return False
-        is_told = self._step(pursuit)
-        pursuit.member.outbox.flush()
-        return is_told
+        """Tell some changes in one write, or let the member go live. False: there is nothing to tell now."""
+        outbox = pursuit.member.outbox
+        told = 0
+        while told < SLICE_CHANGES and outbox.queued_bytes < ROOM_BYTES and not pursuit.is_over:
+            if pursuit.changes is None and self._go_live(pursuit):
+                pursuit.is_over = True
+                break
+            count = self._step(pursuit, SLICE_CHANGES - told)
+            if not count:
+                break
+            told += count
+        outbox.flush()
+        return told > 0
 
     async def _wait_for_more(self, pursuit: Pursuit) -> None:
         if not pursuit.is_over:
@@ -262,26 +266,24 @@ class Pursuits:
             return False
         return True
 
-    def _step(self, pursuit: Pursuit) -> bool:
-        """Tell some changes. False: there is nothing to tell now."""
+    def _step(self, pursuit: Pursuit, limit: int) -> int:
+        """Tell at most so many changes of one transaction. Returns how many, and 0 if there is nothing to tell now."""
         if pursuit.changes is None and not self._begin(pursuit):
-            return False
+            return 0
         assert pursuit.changes is not None
         assert pursuit.routing is not None
         outbox, changes = pursuit.member.outbox, pursuit.changes
+        told = 0
         for told, change in enumerate(changes, start=1):
             self._tell(pursuit, change, pursuit.routing)
-            if pursuit.changes is not changes:
-                return True  # there was no room for it
-            if told == SLICE_CHANGES or outbox.queued_bytes >= ROOM_BYTES:
-                return True
+            if pursuit.changes is not changes or told == limit or outbox.queued_bytes >= ROOM_BYTES:
+                return told  # maybe because there was no room for it
         self._source.end(pursuit.member.audience)
-        if pursuit.changes is not changes:
-            return True
-        pursuit.refused = None
-        pursuit.changes = pursuit.routing = pursuit.audiences = None
-        pursuit.sequence += 1
-        return True
+        if pursuit.changes is changes:
+            pursuit.refused = None
+            pursuit.changes = pursuit.routing = pursuit.audiences = None
+            pursuit.sequence += 1
+        return told or 1
 
     def _begin(self, pursuit: Pursuit) -> bool:
         transaction = self._ring.at(pursuit.sequence) or self._source.queued(pursuit.sequence)
