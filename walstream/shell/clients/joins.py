@@ -41,7 +41,7 @@ from walstream.telemetry.log import ACCESS_LOST, FILTER_UNFIT, JOINS_WAITING
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
 
-BATCH_MAX: Final = 500
+BATCH_MAX: Final = 100
 """Joins that are answered together: one trip to the database for all."""
 
 ANSWER_SECONDS: Final = 2.0
