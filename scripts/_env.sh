@@ -87,3 +87,27 @@ need_python() {
     "$python" -m pip install -q --no-deps --no-build-isolation -e "$root" >&2 || fail "pip could not install the package"
     stamp_of "$@" >"$stamp"
 }
+
+has_wal2json() {
+    "$python" -c 'import sys; from walstream.shell.commands import server_binaries as s
+sys.exit(not any(b.wal2json for b in s.find_binaries()))'
+}
+
+need_postgres() {
+    has_wal2json && return
+    local package="" major
+    if command -v apt-cache >/dev/null; then
+        if is_root; then apt-get -q -y update >&2 || true; fi
+        package=$(apt-cache search --names-only '^postgresql-[0-9]+-wal2json$' | sort -V | tail -n 1 | cut -d' ' -f1)
+    fi
+    [ -n "$package" ] || fail "a PostgreSQL server with wal2json is needed. Debian: apt-get install postgresql-15-wal2json"
+    major=${package#postgresql-}
+    major=${major%-wal2json}
+    # Without this the package would make and start a cluster of its own.
+    if is_root && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+        mkdir -p /etc/postgresql-common
+        echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
+    fi
+    apt_install "postgresql-$major" "$package"
+    has_wal2json || fail "installed $package, and still find no server with wal2json"
+}

@@ -152,6 +152,7 @@ class Lab:
         self.timings: list[Timing] = []
         self.kills: list[float] = []
         self.faults = 0
+        self._more: dict[str, list[str]] = {}
         self._armed = 0
         self.database_proxy: Proxy | None = None
         self.client_proxy: Proxy | None = None
@@ -255,6 +256,10 @@ class Lab:
 
     # -- judging
 
+    def complain(self, oracle: str, found: Sequence[str]) -> None:
+        """What a scenario itself has found; told with the next ``settle``."""
+        self._more.setdefault(oracle, []).extend(found)
+
     def settle(self, *, may_gap: bool = False) -> Findings:
         """Pause the writers, wait until everybody has everything, and ask the oracles. Then all logs begin anew."""
         with self.writers.paused():
@@ -272,6 +277,7 @@ class Lab:
         self.faults = 0
         self.kills.clear()
         self.timings.clear()
+        self._more = {}
         self.tap.forget(end)
         return findings
 
@@ -293,7 +299,7 @@ class Lab:
         members = self.subscribers.members
         while time.monotonic() < deadline:
             self.check()
-            behind = [member.name for member in members if not (member.newest >= end and member.is_subscribed)]
+            behind = [member.name for member in members if not member.has(end)]
             if not behind:
                 time.sleep(0.3)  # what comes twice may come a little later
                 return []
@@ -303,13 +309,13 @@ class Lab:
         return behind
 
     def _is_moving(self, end: int) -> bool:
-        """Whether those who are behind get anything within five seconds."""
+        """Whether those who are behind get anything within ten seconds."""
         before = [member.newest for member in self.subscribers.members]
-        for _ in range(50):
+        for _ in range(100):
             time.sleep(0.1)
             if before != [member.newest for member in self.subscribers.members]:
                 return True
-            if all(member.newest >= end for member in self.subscribers.members):
+            if all(member.has(end) for member in self.subscribers.members):
                 return True
         return False
 
@@ -328,6 +334,7 @@ class Lab:
             "P3": oracles.no_silent_gap(logs, truth),
             "P4": oracles.confirmed_behind_the_window(samples, truth, self.plan.window_seconds),
             "P8": oracles.good_guest(self.timings),
+            **self._more,
         }
 
     def _pauses(self, logs: Sequence[Log]) -> list[float]:

@@ -1,16 +1,329 @@
-"""The scenarios: what each breaks, and what has to hold nevertheless."""
+"""The scenarios: what each breaks, and what has to hold nevertheless. One call is one round; judging comes after it.
+
+Numbers are those of the table in docs/reliability.md. What cannot be survived (``may_gap``) has to be told.
+"""
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg2
+
+from integration.faults.failpoints import POINTS
 from integration.faults.lab import Lab
+from integration.faults.observed import Timing
+from integration.faults.tap import SLOT
+from integration.fixtures.node import eventually
+
+Round = Callable[[Lab, random.Random], None]
+NOTICED_SECONDS = 2.0
+"""A walsender that was ended is replaced within this."""
 
 
-def drop_the_slot(lab: Lab) -> None:
-    """The daemon's slot is dropped behind its back, and changes are committed before there is another."""
-    before = len(lab.supervisor.deaths)
-    with lab.suspended():
-        lab.end_walsender()
-        lab.database.execute("select pg_drop_replication_slot(%s)", (lab.daemon.slot,))
+@dataclass(frozen=True)
+class Scenario:
+    """``plan``: what differs in the set-up. ``share``: part of the wanted rounds that it gets, at least one.
+
+    ``own_server``: the server is stopped, or has settings of its own.
+    """
+
+    name: str
+    numbers: str
+    run: Round
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    may_gap: bool = False
+    own_server: bool = False
+    share: float = 1.0
+    decoders: tuple[str, ...] = ("wal2json", "pgoutput")
+
+
+# -- the daemon
+
+
+def kill_the_daemon(lab: Lab, rng: random.Random) -> None:
+    """At a random time; and now and then again before it is up."""
+    lab.write(rng.uniform(0.2, 1.5))
+    lab.kill_daemon()
+    if rng.random() < 0.15:
+        time.sleep(rng.uniform(0, 1.0))
+        lab.kill_daemon()
+    lab.until_streaming()
+
+
+def die_at_a_failpoint(lab: Lab, rng: random.Random) -> None:
+    """Each place once, at a random time of passing it."""
+    for name in POINTS:
+        lab.arm(f"{name}:{1 if name in ('after-confirm', 'in-catch-up') else rng.randint(2, 60)}")
+        lab.until_dead()
+
+
+def suspend_the_daemon(lab: Lab, rng: random.Random) -> None:
+    """Stopped and continued: briefly, for more than half of the server's patience, and for more than all of it."""
+    for seconds in (0.3, rng.uniform(3.2, 4.5), rng.uniform(6.5, 8.0)):
+        with lab.suspended():
+            lab.write(seconds)
         lab.write(0.5)
     lab.until_streaming()
-    assert len(lab.supervisor.deaths) == before
+
+
+# -- the server
+
+
+def kill_the_server(lab: Lab, rng: random.Random) -> None:
+    """Without a goodbye, to everybody in it."""
+    lab.write(rng.uniform(0.2, 1.5))
+    lab.restart_server(rng.choice(("kill", "kill", "immediate")), away=rng.choice((0.0, 0.0, 1.0)))
+    lab.until_streaming()
+
+
+def stop_the_server(lab: Lab, rng: random.Random) -> None:
+    """Fast, at work, with the window unconfirmed; once with a client that does not read. CHECKPOINT, too."""
+    lab.write(rng.uniform(0.2, 1.0))
+    lab.checkpoint()
+    lab.restart_server("fast", away=rng.uniform(0, 0.5))
+    lab.until_streaming()
+    stalled = lab.subscribers.members[0]
+    stalled.reads = False
+    lab.write(0.5)
+    lab.checkpoint()
+    lab.restart_server("fast")
+    stalled.reads = True
+    lab.until_streaming()
+
+
+def let_the_server_flap(lab: Lab, rng: random.Random) -> None:
+    """Up and down, faster than anybody can settle. The daemon may not fill its log meanwhile."""
+    before = lab.daemon.log_path.stat().st_size
+    for _ in range(5):
+        lab.restart_server(rng.choice(("fast", "immediate", "kill")), away=rng.uniform(0, 1.0))
+        time.sleep(rng.uniform(0.2, 1.5))
+    lab.until_streaming()
+    written = lab.daemon.log_path.stat().st_size - before
+    lab.complain("log", [f"{written} bytes of log for five restarts"] if written > 200_000 else [])
+
+
+def end_the_walsender(lab: Lab, rng: random.Random) -> None:
+    """As an administrator does, again and again; each time there is another one soon."""
+    for _ in range(3):
+        lab.write(rng.uniform(0.1, 0.8))
+        lab.end_walsender()
+        begun = time.monotonic()
+        lab.until_streaming()
+        lab.timings.append(Timing("another walsender", time.monotonic() - begun, NOTICED_SECONDS))
+
+
+# -- the network
+
+
+def cut_the_database_off(lab: Lab, rng: random.Random) -> None:
+    """Late, silent and reset connections between the daemon and the server."""
+    proxy = lab.database_proxy
+    assert proxy is not None
+    proxy.delay = 0.3
+    lab.write(2.0)
+    proxy.delay = 0.0
+    lab.write(0.5)
+    proxy.reset()
+    lab.write(rng.uniform(0.2, 1.0))
+    proxy.is_hole = True
+    lab.write(rng.uniform(1.0, 8.0))
+    proxy.is_hole = False
+    lab.write(0.5)
+    lab.faults += 3
+    lab.until_streaming()
+
+
+def cut_the_clients_off(lab: Lab, rng: random.Random) -> None:
+    """The same between the clients and the daemon, and half-open: the client hears nothing more, and is not told."""
+    proxy = lab.client_proxy
+    assert proxy is not None
+    proxy.delay = 0.3
+    lab.write(1.5)
+    proxy.delay = 0.0
+    for _ in range(3):
+        proxy.reset()
+        lab.write(rng.uniform(0.1, 0.6))
+    proxy.is_hole = True
+    lab.write(rng.uniform(0.5, 3.0))
+    proxy.is_hole = False
+    lab.write(0.3)
+    proxy.half_open()
+    lab.write(1.0)
+    lab.faults += 6
+
+
+def stall_a_client(lab: Lab, rng: random.Random) -> None:
+    """One that does not read for a while, with an outbox that is too small for it; it gets everything all the same."""
+    stalled = lab.subscribers.members[0]
+    stalled.reads = False
+    lab.write(rng.uniform(2.0, 5.0))
+    stalled.reads = True
+    lab.faults += 1
+
+
+# -- the slot
+
+
+def occupy_the_slot(lab: Lab, rng: random.Random) -> None:
+    """Somebody else streams from our slot while the daemon is down: it waits, names the process, and takes over."""
+    with lab.supervisor.held():
+        lab.kill_daemon()
+        eventually(lambda: not lab.is_streaming())
+        options = ("-o", "format-version=2") if lab.plan.decoder == "wal2json" else (
+            "-o", "proto_version=1", "-o", "publication_names=walstream_all,walstream_insert",
+        )  # fmt: skip
+        other = subprocess.Popen(
+            [str(lab.cluster.binaries.bin_dir / "pg_recvlogical"), "--start", "--slot", lab.daemon.slot, "--dbname",
+             lab.database.dsn, "--no-loop", "--file", os.devnull, "--status-interval", "0", *options],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            eventually(lab.is_streaming)
+            # Stopped, it confirms nothing: a dead process of which the server does not know yet.
+            other.send_signal(signal.SIGSTOP)
+        except BaseException:
+            other.kill()
+            raise
+    try:
+        (pid,) = lab.database.query("select active_pid from pg_replication_slots where slot_name = %s",
+                                    (lab.daemon.slot,))[0]  # fmt: skip
+        eventually(lambda: f"process {pid}" in ready(lab))
+        lab.write(rng.uniform(0.5, 1.5))
+    finally:
+        other.kill()
+        other.wait()
+    lab.until_streaming()
+
+
+def ready(lab: Lab) -> str:
+    """What ``/ready`` says; nothing while there is nobody to say it."""
+    try:
+        return lab.daemon.get("/ready")[1].decode()
+    except OSError:
+        return ""
+
+
+def drop_the_slot(lab: Lab, rng: random.Random) -> None:
+    """Behind the daemon's back, while it is stopped or down; changes are committed before there is another."""
+    if rng.random() < 0.5:
+        with lab.suspended():
+            lab.end_walsender()
+            _drop(lab)
+            lab.write(0.5)
+    else:
+        with lab.supervisor.held():
+            lab.kill_daemon()
+            _drop(lab)
+            lab.write(0.5)
+    lab.until_streaming()
+    lab.write(0.5)
+
+
+def recreate_the_slot(lab: Lab, rng: random.Random) -> None:
+    """Dropped and made again by somebody, under the same name: nothing shows it but where it begins."""
+    with lab.supervisor.held():
+        lab.kill_daemon()
+        _drop(lab)
+        lab.write(rng.uniform(0.3, 1.0))
+        lab.database.execute("select pg_create_logical_replication_slot(%s, %s)", (lab.daemon.slot, lab.plan.decoder))
+    lab.until_streaming()
+    lab.write(0.5)
+
+
+def lose_the_slot(lab: Lab, rng: random.Random) -> None:
+    """The server gives the slot up while the daemon is down, since it keeps too much WAL back."""
+    del rng
+    lab.database.execute("create table if not exists public.ballast (id bigserial primary key, v text)")
+    with lab.supervisor.held():
+        lab.kill_daemon()
+        deadline = time.monotonic() + 60
+        while retained(lab, lab.daemon.slot) is not None:
+            lab.database.execute("insert into ballast (v) select repeat('x', 8000) from generate_series(1, 800)")
+            lab.database.execute("truncate ballast")
+            lab.database.execute("select pg_switch_wal()")
+            lab.checkpoint()
+            while (retained(lab, SLOT) or 0) > 48 << 20:  # the tap's slot has to stay
+                time.sleep(0.1)
+                lab.checkpoint()
+            assert time.monotonic() < deadline, "the slot is not lost"
+    lab.until_streaming()
+    lab.write(0.5)
+
+
+def retained(lab: Lab, slot: str) -> int | None:
+    """Bytes of WAL that a slot keeps back; None if it is lost."""
+    (status, kept) = lab.database.query(
+        "select wal_status, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint from pg_replication_slots"
+        " where slot_name = %s",
+        (slot,),
+    )[0]
+    return None if status == "lost" else kept
+
+
+def _drop(lab: Lab) -> None:
+    def dropped() -> bool:
+        try:
+            lab.database.execute("select pg_drop_replication_slot(%s)", (lab.daemon.slot,))
+        except psycopg2.errors.ObjectInUse:
+            return False
+        return True
+
+    eventually(dropped)
+
+
+# -- definitions
+
+
+def change_definitions(lab: Lab, rng: random.Random) -> None:
+    """Columns come, go and change their names and types, and tables their names, while rows stream."""
+    for _ in range(6):
+        table = rng.choice(("items", "docs"))
+        name = f"x{rng.randrange(1 << 30)}"
+        lab.database.execute(f"alter table public.{table} add {name} {rng.choice(('int default 7', 'text', 'bigint'))}")
+        lab.write(rng.uniform(0.05, 0.2))
+        lab.database.execute(f"update public.{table} set {name} = '5' where id in (select id from public.{table}"
+                             " order by id desc limit 3)")  # fmt: skip
+        lab.database.execute(f"alter table public.{table} alter {name} type text")
+        lab.write(rng.uniform(0.05, 0.2))
+        lab.database.execute(f"alter table public.{table} rename {name} to {name}_y")
+        lab.database.execute(f"update public.{table} set {name}_y = 'z' where id in (select id from public.{table}"
+                             " order by id desc limit 3)")  # fmt: skip
+        identity = rng.choice(("full", "default"))
+        lab.database.execute(f"alter table public.{table} replica identity {identity}")
+        lab.write(rng.uniform(0.05, 0.2))
+        lab.database.execute(f"alter table public.{table} drop column {name}_y, replica identity default")
+    if rng.random() < 0.5:
+        lab.kill_daemon()
+        lab.until_streaming()
+    lab.faults += 6
+
+
+SCENARIOS = (
+    Scenario("daemon killed", "1", kill_the_daemon),
+    Scenario("daemon killed at a failpoint", "2", die_at_a_failpoint,
+             {"environ": {"WALSTREAM_HISTORY_SECONDS": "8s"}}, share=0.1),
+    Scenario("daemon suspended", "7, 8", suspend_the_daemon, share=0.1),
+    Scenario("server killed", "3", kill_the_server, own_server=True, share=0.5),
+    Scenario("server stopped", "4, 5", stop_the_server, own_server=True, share=0.25),
+    Scenario("server flapping", "34", let_the_server_flap, own_server=True, share=0.1),
+    Scenario("walsender ended", "6", end_the_walsender, share=0.25),
+    Scenario("database behind a bad network", "9", cut_the_database_off, {"through_proxy": True}, share=0.1),
+    Scenario("clients behind a bad network", "9", cut_the_clients_off, {"through_proxy": True}, share=0.1),
+    Scenario("client stalled", "28", stall_a_client,
+             {"environ": {"WALSTREAM_OUTBOX_BYTES": "2MiB"}, "rate": 1000.0}, share=0.1),
+    Scenario("slot in other hands", "10", occupy_the_slot, share=0.1),
+    Scenario("slot dropped", "11", drop_the_slot, may_gap=True, share=0.1),
+    Scenario("slot recreated", "11", recreate_the_slot, may_gap=True, share=0.1),
+    Scenario("slot lost", "12", lose_the_slot,
+             {"settings": {"max_slot_wal_keep_size": "96MB", "min_wal_size": "32MB", "max_wal_size": "64MB"}},
+             may_gap=True, own_server=True, share=0.1),
+    Scenario("definitions changed", "25", change_definitions, share=0.1),
+)  # fmt: skip
+BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

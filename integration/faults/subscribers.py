@@ -23,7 +23,8 @@ from walstream.history.position import Position
 
 TOPIC = "realtime:laboratory"
 CONNECT_SECONDS = 5.0
-SILENCE_SECONDS = 20.0
+BEAT_SECONDS = 1.5
+SILENCE_SECONDS = 5.0
 RETRY_SECONDS = (0.02, 0.15)
 _ENDS = (OSError, trio_websocket.HandshakeError, trio_websocket.ConnectionClosed, trio.TooSlowError)
 _decode = msgspec.json.Decoder().decode
@@ -54,11 +55,17 @@ class Subscriber:
         self.position = ""
         self.newest = 0
         self.is_subscribed = False
+        self.floor: int | None = 0
         self.reads = True
         self._dsn = dsn
         self._since = ""
         self._entries: list[Entry] = []
         self._rng = random.Random(name)
+
+    def has(self, end: int) -> bool:
+        """Whether it is there, and has everything up to ``end`` that it can have: some came too late for it."""
+        late = not self.resumes and (self.floor is None or self.floor >= end)
+        return self.is_subscribed and (late or self.newest >= end)
 
     def take(self, settled: int | None = None) -> Log:
         """Everything since the last call. ``settled``: this subscriber is known to have all that ends up to there."""
@@ -95,6 +102,7 @@ class Subscriber:
         try:
             self._since = self.position if self.resumes else ""
             await connection.send_message(self._join().decode())
+            nursery.start_soon(_beat, connection)
             while True:
                 while not self.reads:
                     await trio.sleep(0.05)
@@ -129,15 +137,13 @@ class Subscriber:
             self.is_subscribed = True
         elif payload.get("event") == "gap":
             self._since = ""
-            position = payload.get("position")
-            bound = Position.parse(position).commit_lsn if position else None
-            if position:
-                self.position = position
-            self._entries.append(Gap(now, payload["reason"], bound))
+            self.position = payload.get("position") or self.position
+            self._entries.append(Gap(now, payload["reason"], await self._wal_end()))
             self.is_subscribed = True
         elif payload["message"] == "Subscribed to PostgreSQL":
             if not self.position or not self.resumes:
-                self._entries.append(Joined(now, await self._wal_end()))
+                self.floor = await self._wal_end()
+                self._entries.append(Joined(now, self.floor))
             self.is_subscribed = True
 
     async def _wal_end(self) -> int | None:
@@ -156,6 +162,13 @@ class Subscriber:
         got = read_change(data)
         self.position, self.newest = data["position"], got.end
         self._entries.append(got)
+
+
+async def _beat(connection: trio_websocket.WebSocketConnection) -> None:
+    """Heartbeats, whose answers show that somebody is there; the official clients send them, too, if less often."""
+    while True:
+        await trio.sleep(BEAT_SECONDS)
+        await connection.send_message('[null,"0","phoenix","heartbeat",{}]')
 
 
 def _ask_wal_end(dsn: str) -> int:

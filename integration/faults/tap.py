@@ -111,9 +111,12 @@ class Tap:
 
 
 def event_of(line: dict[str, Any]) -> Event:
-    """A row's message as wal2json writes it (format 2)."""
+    """A row's message as wal2json writes it (format 2): it leaves long values that an UPDATE did not touch out.
+
+    Where the replica identity is FULL they are in the old row.
+    """
     operation = _OPERATIONS[line["action"]]
     table = line["table"]
     row = {column["name"]: column["value"] for column in line.get("columns", ())}
     old = {column["name"]: column["value"] for column in line.get("identity", ())}
-    return Event(table, digest(table, operation, row, old.get("id")))
+    return Event(table, digest(table, operation, {**old, **row}, old.get("id")))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from integration.faults.conftest import Open
 from integration.faults.lab import Lab
 from integration.faults.scenarios import drop_the_slot
@@ -34,13 +36,13 @@ def test_a_gap_that_nobody_is_told_of_is_found(shared: Open) -> None:
     with shared(few=True) as lab:
         lab.arm("silence:1")
         lab.settle(may_gap=True)
-        drop_the_slot(lab)
+        drop_the_slot(lab, random.Random(1))
         lab.write(1)
         assert lab.settle(may_gap=True).complaints["P3"]
 
 
 def test_a_gap_that_everybody_is_told_of_is_no_silent_one(shared: Open) -> None:
     with shared(few=True) as lab:
-        drop_the_slot(lab)
+        drop_the_slot(lab, random.Random(1))
         lab.write(1)
         assert lab.settle(may_gap=True).all == []

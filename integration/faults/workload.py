@@ -148,7 +148,9 @@ class _Writer(threading.Thread):
                     if connection is None or connection.closed:
                         connection = self.owner.database.connect(autocommit=False)
                     self._transaction(connection)
-                except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+                except psycopg2.Error as error:
+                    if not _is_away(error):
+                        raise
                     if connection is not None and isinstance(error, psycopg2.errors.DeadlockDetected):
                         connection.rollback()
                         continue
@@ -189,6 +191,11 @@ class _Writer(threading.Thread):
         if due > now:
             time.sleep(min(due - now, 1.0))
         self._due = max(due, now - 0.5)
+
+
+def _is_away(error: psycopg2.Error) -> bool:
+    """Whether the server has gone, and not that a statement is wrong."""
+    return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError) or error.pgcode is None
 
 
 class Workload:

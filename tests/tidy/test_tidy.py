@@ -136,7 +136,17 @@ def test_a_link_is_found_without_its_anchor_and_an_address_is_left_alone() -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["scripts/dev", "scripts/test", "scripts/bench", "scripts/lock", "scripts/fuzz", "scripts/audit", ".ci/run"]
+    "name",
+    [
+        "scripts/dev",
+        "scripts/test",
+        "scripts/bench",
+        "scripts/lock",
+        "scripts/fuzz",
+        "scripts/audit",
+        "scripts/faults",
+        ".ci/run",
+    ],
 )
 def test_a_script_is_executable_and_parses(name: str) -> None:
     bash = shutil.which("bash")
