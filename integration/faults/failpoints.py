@@ -24,6 +24,7 @@ turn it on. The names of the wrapped methods are those of the sources; each fail
 | ``reorder-two`` | P1 |
 | ``deliver-twice`` | P1 |
 | ``tear-a-transaction`` | P2 |
+| ``skip-in-catch-up`` | P1, P3 |
 | ``silence`` | P3 |
 """
 
@@ -130,6 +131,21 @@ def _after_confirm(daemon: app.Daemon, count: _Count) -> None:
     reader._confirm = confirm  # type: ignore[method-assign]  # that is what this module does
 
 
+def _in_catch_up(daemon: app.Daemon, count: _Count) -> None:
+    pursuits = daemon.fanout._pursuits
+    inner = pursuits._step
+
+    def step(pursuit: Any) -> bool:
+        is_told = inner(pursuit)
+        if is_told:
+            pursuit.member.outbox.flush()
+            if count():
+                die()
+        return is_told
+
+    pursuits._step = step  # type: ignore[method-assign]  # that is what this module does
+
+
 # -- bugs
 
 
@@ -168,6 +184,17 @@ def _tear_a_transaction(daemon: app.Daemon, count: _Count) -> None:
     _changed(daemon, count, lambda changes: changes[:-1])
 
 
+def _skip_in_catch_up(daemon: app.Daemon, count: _Count) -> None:
+    pursuits = daemon.fanout._pursuits
+    inner = pursuits._tell
+
+    def tell(pursuit: Any, change: Any, routing: Any) -> None:
+        if not count():
+            inner(pursuit, change, routing)
+
+    pursuits._tell = tell  # type: ignore[method-assign]  # that is what this module does
+
+
 def _silence(daemon: app.Daemon, count: _Count) -> None:
     daemon.pipeline.on_gap = lambda reason: None
 
@@ -178,6 +205,7 @@ POINTS: dict[str, Callable[[app.Daemon, _Count], None]] = {
     "in-fan-out": _in_fan_out,
     "after-fan-out": _after_fan_out,
     "after-confirm": _after_confirm,
+    "in-catch-up": _in_catch_up,
 }
 BUGS: dict[str, Callable[[app.Daemon, _Count], None]] = {
     "acknowledge-early": _acknowledge_early,
@@ -185,6 +213,7 @@ BUGS: dict[str, Callable[[app.Daemon, _Count], None]] = {
     "reorder-two": _reorder_two,
     "deliver-twice": _deliver_twice,
     "tear-a-transaction": _tear_a_transaction,
+    "skip-in-catch-up": _skip_in_catch_up,
     "silence": _silence,
 }
 

@@ -28,9 +28,6 @@ from integration.fixtures.node import eventually
 from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, migrate
 from walstream.shell.commands.private_cluster import Cluster
 
-SINCE_IS_SERVED = False
-"""Whether the daemon continues from positions; else everybody begins anew at each connection."""
-
 WINDOW_SECONDS = 60.0
 SETTLE_SECONDS = 60.0
 SETTINGS = {"wal_sender_timeout": "6s", "max_wal_size": "4GB"}
@@ -51,6 +48,7 @@ RECONNECT_SECONDS = 3.0
 class Plan:
     """How a laboratory is set up. ``settings``: of the server. ``environ``: of the daemon.
 
+    ``few``: two subscribers only. ``keeps_all``: age alone bounds the window, so that P4 can be told.
     ``through_proxy``: the daemon reaches the server, and clients the daemon, through cutting proxies.
     """
 
@@ -63,6 +61,7 @@ class Plan:
     faults: str = ""
     through_proxy: bool = False
     few: bool = False
+    keeps_all: bool = True
 
     @property
     def window_seconds(self) -> float:
@@ -303,7 +302,7 @@ class Lab:
             if not behind:
                 time.sleep(0.3)  # what comes twice may come a little later
                 return []
-            if all(member.is_subscribed for member in members) and not self._is_moving(end):
+            if self.is_streaming() and all(member.is_subscribed for member in members) and not self._is_moving(end):
                 break
             time.sleep(0.05)
         return behind
@@ -327,7 +326,9 @@ class Lab:
             for log in logs
             if log.name in behind and (not log.entries or isinstance(log.entries[-1], Lost))
         ]
-        samples = [] if may_gap else self.sampler.take()  # a slot that is made anew begins above the old window
+        samples = self.sampler.take()
+        if may_gap or not self.plan.keeps_all:
+            samples = []  # a slot that is made anew begins above the old window
         return {
             "P1": gone + oracles.exactly_once_in_order(logs, truth, may_gap=may_gap),
             "P2": oracles.whole_transactions(logs, truth),
@@ -360,7 +361,7 @@ def _end(daemon: Daemon) -> None:
 
 def _everybody(plan: Plan, url: str, dsn: str) -> list[Subscriber]:
     def make(name: str, *, resumes: bool, tables: Sequence[str] | None = None, restless: float = 0.0) -> Subscriber:
-        return Subscriber(name, url, resumes=resumes and SINCE_IS_SERVED, tables=tables, restless=restless, dsn=dsn)
+        return Subscriber(name, url, resumes=resumes, tables=tables, restless=restless, dsn=dsn)
 
     few = [make("resuming", resumes=True), make("plain", resumes=False)]
     if plan.few:

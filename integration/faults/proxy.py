@@ -29,7 +29,8 @@ class _Pair:
 
 
 class Proxy:
-    """Used as a context manager. ``target``: a port of 127.0.0.1, or the path of a unix socket.
+    """Used as a context manager. ``target``: a port of 127.0.0.1, or the path of a unix socket;
+    another one is for connections to come.
 
     ``delay``: seconds that each byte is late. While ``is_hole`` is set nothing passes, and nobody is told.
     """
@@ -38,7 +39,7 @@ class Proxy:
         self.port = free_port()
         self.delay = 0.0
         self.is_hole = False
-        self._target = target
+        self.target = target
         self._pairs: set[_Pair] = set()
         self._thread = threading.Thread(target=lambda: trio.run(self._main), name="proxy")
         self._token: trio.lowlevel.TrioToken | None = None
@@ -96,11 +97,11 @@ class Proxy:
 
     async def _serve(self, near: trio.SocketStream) -> None:
         try:
-            if isinstance(self._target, int):
-                far = await trio.open_tcp_stream("127.0.0.1", self._target)
+            if isinstance(self.target, int):
+                far = await trio.open_tcp_stream("127.0.0.1", self.target)
             else:
                 opened = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                await opened.connect(str(self._target))
+                await opened.connect(str(self.target))
                 far = trio.SocketStream(opened)
         except OSError:
             await near.aclose()

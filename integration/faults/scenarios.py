@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import time
@@ -21,8 +22,10 @@ from integration.faults.lab import Lab
 from integration.faults.observed import Timing
 from integration.faults.tap import SLOT
 from integration.fixtures.node import eventually
+from walstream.shell.supervise import STABLE_SECONDS
 
 Round = Callable[[Lab, random.Random], None]
+DISK_BYTES = 4 << 20
 NOTICED_SECONDS = 2.0
 """A walsender that was ended is replaced within this."""
 
@@ -73,6 +76,24 @@ def suspend_the_daemon(lab: Lab, rng: random.Random) -> None:
     lab.until_streaming()
 
 
+def fill_the_disk(lab: Lab, rng: random.Random) -> None:
+    """No room for a large transaction in a temporary file: it is read again until there is, and is not confirmed."""
+    del rng
+    hard = resource.prlimit(lab.daemon.pid, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(lab.daemon.pid, resource.RLIMIT_FSIZE, (DISK_BYTES, hard))
+    try:
+        lab.database.execute(
+            "insert into items (n, v) select n, repeat('x', 1000) from generate_series(1, %s) n",
+            (2 * DISK_BYTES // 1000,),
+        )
+        eventually(lambda: "large transaction" in ready(lab))
+        lab.write(1.0)
+    finally:
+        resource.prlimit(lab.daemon.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    lab.faults += 1
+    lab.until_streaming()
+
+
 # -- the server
 
 
@@ -110,13 +131,16 @@ def let_the_server_flap(lab: Lab, rng: random.Random) -> None:
 
 
 def end_the_walsender(lab: Lab, rng: random.Random) -> None:
-    """As an administrator does, again and again; each time there is another one soon."""
-    for _ in range(3):
+    """As an administrator does. After a while of peace there is another one at once; then pauses may grow."""
+    lab.write(STABLE_SECONDS + 1)
+    lab.end_walsender()
+    begun = time.monotonic()
+    lab.until_streaming()
+    lab.timings.append(Timing("another walsender", time.monotonic() - begun, NOTICED_SECONDS))
+    for _ in range(2):
         lab.write(rng.uniform(0.1, 0.8))
         lab.end_walsender()
-        begun = time.monotonic()
         lab.until_streaming()
-        lab.timings.append(Timing("another walsender", time.monotonic() - begun, NOTICED_SECONDS))
 
 
 # -- the network
@@ -305,15 +329,29 @@ def change_definitions(lab: Lab, rng: random.Random) -> None:
     lab.faults += 6
 
 
+def mix(lab: Lab, rng: random.Random) -> None:
+    """Three faults of different kinds, shortly after each other, under more load."""
+    faults: list[Callable[[], None]] = [
+        lab.kill_daemon, lab.end_walsender, lambda: lab.restart_server("kill"), lambda: lab.restart_server("fast"),
+    ]  # fmt: skip
+    for act in rng.sample(faults, 3):
+        act()
+        lab.write(rng.uniform(0.1, 2.0))
+    lab.until_streaming()
+
+
 SCENARIOS = (
     Scenario("daemon killed", "1", kill_the_daemon),
     Scenario("daemon killed at a failpoint", "2", die_at_a_failpoint,
              {"environ": {"WALSTREAM_HISTORY_SECONDS": "8s"}}, share=0.1),
     Scenario("daemon suspended", "7, 8", suspend_the_daemon, share=0.1),
+    Scenario("disk full", "32", fill_the_disk,
+             {"environ": {"WALSTREAM_HISTORY_BYTES": "4MiB"}, "keeps_all": False}, share=0.1),
+    Scenario("mixed", "35", mix, {"rate": 1000.0}, own_server=True, share=0.5),
     Scenario("server killed", "3", kill_the_server, own_server=True, share=0.5),
     Scenario("server stopped", "4, 5", stop_the_server, own_server=True, share=0.25),
     Scenario("server flapping", "34", let_the_server_flap, own_server=True, share=0.1),
-    Scenario("walsender ended", "6", end_the_walsender, share=0.25),
+    Scenario("walsender ended", "6", end_the_walsender, share=0.1),
     Scenario("database behind a bad network", "9", cut_the_database_off, {"through_proxy": True}, share=0.1),
     Scenario("clients behind a bad network", "9", cut_the_clients_off, {"through_proxy": True}, share=0.1),
     Scenario("client stalled", "28", stall_a_client,

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import psycopg2
@@ -94,12 +95,15 @@ class Subscriber:
             await trio.sleep(self._rng.uniform(*RETRY_SECONDS))
 
     async def _connect_and_listen(self, nursery: trio.Nursery) -> None:
+        address = urlsplit(self.url)
         with trio.fail_after(CONNECT_SECONDS):
-            connection = await trio_websocket.connect_websocket_url(
-                nursery, f"{self.url}?apikey={token('anon')}&vsn=2.0.0", max_message_size=64 << 20,
-                message_queue_size=200,
-            )  # fmt: skip
+            stream = await trio.open_tcp_stream(str(address.hostname), int(address.port or 80))
         try:
+            with trio.fail_after(CONNECT_SECONDS):
+                connection = await trio_websocket.wrap_client_stream(
+                    nursery, stream, address.netloc, f"{address.path}?apikey={token('anon')}&vsn=2.0.0",
+                    max_message_size=64 << 20, message_queue_size=200,
+                )  # fmt: skip
             self._since = self.position if self.resumes else ""
             await connection.send_message(self._join().decode())
             nursery.start_soon(_beat, connection)
@@ -112,7 +116,7 @@ class Subscriber:
         finally:
             # Whoever dies says no goodbye; and a server that is gone would not answer it.
             nursery.cancel_scope.cancel()
-            await trio.aclose_forcefully(connection._stream)
+            await trio.aclose_forcefully(stream)
 
     def _join(self) -> bytes:
         more = {"since": self._since} if self._since else {}

@@ -13,6 +13,7 @@ FOUND_BY = {
     "reorder-two": "P1",
     "deliver-twice": "P1",
     "tear-a-transaction": "P2",
+    "skip-in-catch-up": "P3",
     "acknowledge-early": "P4",
 }
 

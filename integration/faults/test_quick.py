@@ -1,0 +1,36 @@
+"""The quick tier: a short round of the scenarios that have no test elsewhere. ``scripts/faults`` runs all of them long.
+
+Which scenario is tested where is in docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from integration.faults.conftest import Open
+from integration.faults.scenarios import BY_NAME
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder"),
+    [
+        ("daemon killed", "pgoutput"),
+        ("server killed", "wal2json"),
+        ("server stopped", "pgoutput"),
+        ("daemon suspended", "wal2json"),
+        ("client stalled", "pgoutput"),
+        ("slot in other hands", "wal2json"),
+        ("slot recreated", "pgoutput"),
+        ("slot lost", "wal2json"),
+        ("clients behind a bad network", "wal2json"),
+        ("disk full", "pgoutput"),
+    ],
+)
+def test_a_scenario_holds(shared: Open, own: Open, name: str, decoder: str) -> None:
+    scenario = BY_NAME[name]
+    opened = own if scenario.own_server else shared
+    with opened(decoder=decoder, seed=1, **scenario.plan) as lab:
+        scenario.run(lab, random.Random(1))
+        assert lab.settle(may_gap=scenario.may_gap).all == []
