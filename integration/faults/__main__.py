@@ -76,7 +76,7 @@ def run(scenario: Scenario, decoder: str, rounds: int, seed: int, rate: float | 
                 report.findings.add(Findings({"run": [traceback.format_exc()]}))
             if report.findings.all:
                 _keep(directory, report.findings)
-    if report.findings.pauses:
+    if scenario.is_timed:
         report.findings.add(Findings({"back": back_in_time(report.findings.pauses, RECONNECT_SECONDS)}))
     return report
 

@@ -179,6 +179,7 @@ class Lab:
         """Wait for a failpoint to be reached, and for the daemon that comes after it."""
         eventually(lambda: len(self.supervisor.deaths) > self._armed, seconds=seconds)
         self.kills.append(self.supervisor.deaths[-1])
+        self.faults += 1
         self.until_streaming()
 
     def stop_server(self, how: str) -> None:
@@ -265,7 +266,7 @@ class Lab:
             end = self._last_words()
             behind = self._wait_for(end)
             logs = self.subscribers.take(end)
-        truth = self.tap.committed()
+            truth = [transaction for transaction in self.tap.committed() if transaction.end <= end]
         findings = Findings(
             self._judge(logs, truth, behind, may_gap=may_gap),
             changes=sum(len(transaction.events) for transaction in truth),
@@ -302,7 +303,11 @@ class Lab:
             if not behind:
                 time.sleep(0.3)  # what comes twice may come a little later
                 return []
-            if self.is_streaming() and all(member.is_subscribed for member in members) and not self._is_moving(end):
+            if (
+                self.survive(self.is_streaming)
+                and all(member.is_subscribed for member in members)
+                and not self._is_moving(end)
+            ):
                 break
             time.sleep(0.05)
         return behind
@@ -414,4 +419,5 @@ def laboratory(directory: Path, plan: Plan, cluster: Cluster | None = None) -> I
             stack.enter_context(part)
         eventually(lambda: all(member.is_subscribed for member in lab.subscribers.members))
         stack.enter_context(lab.writers)
+        eventually(lambda: all(member.newest for member in lab.subscribers.members))  # who has a position may resume
         yield lab

@@ -34,7 +34,7 @@ NOTICED_SECONDS = 2.0
 class Scenario:
     """``plan``: what differs in the set-up. ``share``: part of the wanted rounds that it gets, at least one.
 
-    ``own_server``: the server is stopped, or has settings of its own.
+    ``own_server``: the server is stopped, or has settings of its own. ``is_timed``: it tells how soon clients are back.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Scenario:
     plan: Mapping[str, Any] = field(default_factory=dict)
     may_gap: bool = False
     own_server: bool = False
+    is_timed: bool = False
     share: float = 1.0
     decoders: tuple[str, ...] = ("wal2json", "pgoutput")
 
@@ -341,7 +342,7 @@ def mix(lab: Lab, rng: random.Random) -> None:
 
 
 SCENARIOS = (
-    Scenario("daemon killed", "1", kill_the_daemon),
+    Scenario("daemon killed", "1", kill_the_daemon, is_timed=True),
     Scenario("daemon killed at a failpoint", "2", die_at_a_failpoint,
              {"environ": {"WALSTREAM_HISTORY_SECONDS": "8s"}}, share=0.1),
     Scenario("daemon suspended", "7, 8", suspend_the_daemon, share=0.1),
