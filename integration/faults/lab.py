@@ -153,6 +153,7 @@ class Lab:
         self.faults = 0
         self._more: dict[str, list[str]] = {}
         self._armed = 0
+        self._settled = 0
         self.database_proxy: Proxy | None = None
         self.client_proxy: Proxy | None = None
         self.subscribers: Subscribers
@@ -269,7 +270,7 @@ class Lab:
             truth = [transaction for transaction in self.tap.committed() if transaction.end <= end]
         findings = Findings(
             self._judge(logs, truth, behind, may_gap=may_gap),
-            changes=sum(len(transaction.events) for transaction in truth),
+            changes=sum(len(transaction.events) for transaction in truth if transaction.end > self._settled),
             delivered=sum(isinstance(entry, Got) for log in logs for entry in log.entries),
             faults=self.faults,
             pauses=self._pauses(logs),
@@ -278,7 +279,9 @@ class Lab:
         self.kills.clear()
         self.timings.clear()
         self._more = {}
-        self.tap.forget(end)
+        # Who joined while all grew quiet may yet get what is a moment old: that stays known for a round.
+        self.tap.forget(self._settled)
+        self._settled = end
         return findings
 
     def _last_words(self) -> int:
