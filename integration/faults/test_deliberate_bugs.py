@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from integration.faults.conftest import Open
 from integration.faults.lab import Lab
 from integration.faults.scenarios import drop_the_slot
@@ -24,6 +26,7 @@ def found(lab: Lab, bug: str, *, seconds: float = 1.0) -> dict[str, list[str]]:
     return lab.settle().complaints
 
 
+@pytest.mark.timeout(300)
 def test_every_bug_is_found_by_its_oracle(shared: Open) -> None:
     with shared(few=True) as lab:
         lab.write(1)

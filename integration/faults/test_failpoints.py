@@ -8,6 +8,7 @@ from integration.faults.conftest import Open
 from integration.faults.failpoints import POINTS
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("decoder", ["wal2json", "pgoutput"])
 def test_a_daemon_may_die_at_every_named_place(shared: Open, decoder: str) -> None:
     with shared(decoder=decoder, environ={"WALSTREAM_HISTORY_SECONDS": "8s"}) as lab:
