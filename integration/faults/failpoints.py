@@ -135,13 +135,13 @@ def _in_catch_up(daemon: app.Daemon, count: _Count) -> None:
     pursuits = daemon.fanout._pursuits
     inner = pursuits._step
 
-    def step(pursuit: Any) -> bool:
-        is_told = inner(pursuit)
-        if is_told:
+    def step(pursuit: Any, limit: int) -> int:
+        told = inner(pursuit, limit)
+        if told:
             pursuit.member.outbox.flush()
             if count():
                 die()
-        return is_told
+        return told
 
     pursuits._step = step  # type: ignore[method-assign]  # that is what this module does
 

@@ -23,6 +23,7 @@ from integration.faults.observed import Timing
 from integration.faults.tap import SLOT
 from integration.fixtures.node import eventually
 from walstream.shell.supervise import STABLE_SECONDS
+from walstream.telemetry.log import CLIENT_BEHIND
 
 Round = Callable[[Lab, random.Random], None]
 DISK_BYTES = 4 << 20
@@ -187,10 +188,19 @@ def cut_the_clients_off(lab: Lab, rng: random.Random) -> None:
 def stall_a_client(lab: Lab, rng: random.Random) -> None:
     """One that does not read for a while, with an outbox that is too small for it; it gets everything all the same."""
     stalled = lab.subscribers.members[0]
+    before = said(lab, CLIENT_BEHIND)
     stalled.reads = False
-    lab.write(rng.uniform(2.0, 5.0))
+    # More than the kernel's buffers and its outbox hold.
+    lab.database.execute("insert into items (n, v) select n, repeat('y', 900) from generate_series(1, 20000) n")
+    lab.write(rng.uniform(2.0, 4.0))
     stalled.reads = True
+    lab.complain("stall", [] if said(lab, CLIENT_BEHIND) > before else ["nobody fell behind"])
     lab.faults += 1
+
+
+def said(lab: Lab, event: str) -> int:
+    """How often the daemon has logged an event."""
+    return lab.daemon.log_path.read_text(encoding="utf-8", errors="replace").count(f'"{event}"')
 
 
 # -- the slot
