@@ -291,6 +291,21 @@ def test_positions_that_mean_nothing_any_more_are_forgotten(cluster: str, is_new
     scene(main, "public.things")
 
 
+def test_what_was_routed_before_a_gap_goes_out_before_its_word() -> None:
+    """A stream may break within a tick, whose frames nobody has written yet."""
+
+    async def main(rig: Rig) -> None:
+        told: list[tuple[str, list[int]]] = []
+        rig.pipeline.on_gap = lambda reason: told.append((reason, rig.commits))
+        with mock.patch.object(rig.fanout, "flush", mock.AsyncMock()):
+            delivered = await rig.transaction(insert())
+        assert rig.commits == []
+        await rig.open(is_new=True)
+        assert told == [("slot_lost", [delivered])]
+
+    scene(main, "public.things")
+
+
 def test_a_plan_is_obeyed_from_its_commit_on() -> None:
     async def main(rig: Rig) -> None:
         await rig.transaction(insert())

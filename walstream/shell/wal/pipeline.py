@@ -153,7 +153,9 @@ class Pipeline:
         gap = "other_cluster" if stream.cluster != self._ring.cluster else stream.gap
         is_gap = bool(gap) or stream.is_new_slot
         if is_gap:
-            # Another cluster, or a slot that begins now: what the ring holds has no continuation.
+            # Another cluster, or a slot that begins now: what the ring holds has no continuation. What the stream that
+            # broke has brought goes out first, for the gap lies behind it.
+            await self._fanout.flush()
             if gap == "other_cluster":
                 self._fanout.cluster_changed()
             newest = self._ring.newest
