@@ -1,7 +1,7 @@
 """The daemon: every part made once, from one configuration, and the tree of tasks that runs them.
 
     serve
-    ├── signals            first one drains, second one ends at once
+    ├── signals            first one drains, second one ends at once; SIGHUP reads the configuration again
     ├── edge               listeners, sockets, HTTP
     ├── expiries           tokens and waits that end
     ├── credentials        key sets and lists of revoked tokens that change
@@ -37,6 +37,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 import trio
 
@@ -44,6 +45,7 @@ from walstream import __version__
 from walstream.auth.keys import ApiKeys
 from walstream.auth.rules import parse_required
 from walstream.auth.tokens import Verifier
+from walstream.channel.address import parse_networks
 from walstream.channel.origins import Origins
 from walstream.config import Config, secrets_of
 from walstream.errors import ConfigError, WalstreamError
@@ -74,7 +76,7 @@ from walstream.shell.clients.joins import Joins
 from walstream.shell.clients.key_sets import KeySetSource
 from walstream.shell.clients.limits import EdgeLimits, raise_open_files
 from walstream.shell.clients.sockets import REASON_DRAIN, SERVICE_RESTART
-from walstream.shell.clients.tls_files import TlsFiles
+from walstream.shell.clients.tls_files import TlsFiles, make_context
 from walstream.shell.database.access import TableAccess
 from walstream.shell.database.channel_rows import Rows
 from walstream.shell.database.postgres import Database, PgConnection, connect
@@ -82,6 +84,7 @@ from walstream.shell.delivery.doubts import Doubts
 from walstream.shell.delivery.fanout import Fanout
 from walstream.shell.delivery.judge import SESSIONS, Judge
 from walstream.shell.health import Health
+from walstream.shell.reload import Commit, Reload, Step, refused
 from walstream.shell.wal.heartbeat import Heartbeat
 from walstream.shell.wal.node_report import NodeReport
 from walstream.shell.wal.pipeline import Pipeline, PipelineSettings
@@ -176,6 +179,7 @@ class Daemon:
         self.feed.on_channels_changed = self.relay.channels
         self.guests = ConnectionReport(self.books, config.schema, self.health.node, config.heartbeat_seconds)
         self.edge = self._make_edge()
+        self.reload = Reload(config, self._steps())
         self._watch_numbers()
 
     def _make_judge(self, catalog: Catalog) -> Judge:
@@ -225,13 +229,14 @@ class Daemon:
         connections = Connections(self.joins, self.rooms, self.guests, self.expiries, self.metrics)
         self.tls = TlsFiles(config.tls_cert, config.tls_key) if config.tls_cert else None
         source = KeySetSource(config.jwks)
-        verifier = _verifier(config, (source.load() or "") if config.jwks else "")
+        verifier = self.verifier = _verifier(config, (source.load() or "") if config.jwks else "")
         self.credentials: list[Callable[[], Awaitable[None]]] = [connections.run]
         if config.jwks:
             self.credentials.append(KeyKeeper(verifier, source).run)
         if config.revoked:
             self.credentials.append(RevocationWatch(verifier, Path(config.revoked), connections.recheck).run)
-        gate, origins = Gate(GateLimits.of(config)), Origins(config.allowed_origins)
+        gate, origins = self.gate, self.origins = Gate(GateLimits.of(config)), Origins(config.allowed_origins)
+        self.admission = Admission(verifier, session_limits(config), connections, gate, origins)
         rules = HttpRules(origins, gate, self.metrics, config.metrics_token, https=self.tls is not None)
         routes = [
             *http_broadcast.routes(self.rooms, verifier, max_message_bytes=config.max_message_bytes),
@@ -241,7 +246,7 @@ class Daemon:
             config.host,
             config.port,
             limits=EdgeLimits.of(config),
-            admit=Admission(verifier, session_limits(config), connections, gate, origins),
+            admit=self.admission,
             application=make_app(self.health, self.metrics.page, routes, rules),
             health=self.health,
             metrics=self.metrics,
@@ -364,8 +369,7 @@ class Daemon:
         async with trio.open_nursery() as nursery:
             addresses = await nursery.start(self.edge.run)
             await nursery.start(self._stop_on_signals, nursery.cancel_scope)
-            if self.tls is not None:
-                await nursery.start(self._reload_on_hangup, self.tls)
+            await nursery.start(self._reload_on_hangup)
             for task in (
                 self.expiries.run,
                 self.joins.run,
@@ -414,13 +418,79 @@ class Daemon:
                 await anext(received)
                 everything.cancel()
 
-    async def _reload_on_hangup(
-        self, tls: TlsFiles, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def _reload_on_hangup(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(signal.SIGHUP) as received:
             task_status.started()
             async for _ in received:
-                tls.reload()
+                try:
+                    self.reload.commit(await trio.to_thread.run_sync(self.reload.prepare))
+                except ConfigError as error:
+                    refused(error)
+                else:
+                    self.config = self.reload.config
+
+    def _steps(self) -> list[Step]:
+        """What a reload can change, and how."""
+        started = self.config
+
+        def keys(config: Config) -> Commit:
+            config = msgspec.structs.replace(config, listen=started.listen, jwks=started.jwks)
+            check(config)
+            opened = "" if config.has_keys else OPEN_ROLE
+            parts = config.jwt_secret, ApiKeys.parse(config.api_keys), opened, parse_required(config.jwt_claims)
+
+            def commit() -> None:
+                self.verifier.rekey(*parts)
+                self.verifier.on_unknown_key()  # look at the key set, too
+
+            return commit
+
+        def origins(config: Config) -> Commit:
+            return partial(self.origins.become, Origins(config.allowed_origins))
+
+        def limits(config: Config) -> Commit:
+            parse_networks(config.trusted_proxies)
+            edge = EdgeLimits.of(config)
+
+            def commit() -> None:
+                self.gate.relimit(GateLimits.of(config))
+                self.admission.limits = session_limits(config)
+                self.edge.relimit(edge)
+                raise_open_files(edge.max_connections)
+
+            return commit
+
+        def certificate(config: Config) -> Commit:
+            if self.tls is None or not config.tls_cert:
+                return lambda: None
+            if (config.tls_cert, config.tls_key) != (self.config.tls_cert, self.config.tls_key):
+                make_context(config.tls_cert, config.tls_key)  # else what is wrong with the files is told by themselves
+            return partial(self.tls.move, config.tls_cert, config.tls_key)
+
+        def slot(config: Config) -> Commit:
+            def commit() -> None:
+                self.reader.poison.policy = config.poison
+                self.watch.gauge.own_bytes = config.wal_budget_bytes
+
+            return commit
+
+        def lines(config: Config) -> Commit:
+            hidden = Redactor(secrets_of(started) | secrets_of(self.config) | secrets_of(config))
+            return partial(logs.configure, config.log_level, config.log_format, redactor=hidden)
+
+        edge_keys = frozenset(EdgeLimits.__struct_fields__) - {"ping_seconds", "idle_seconds"}
+        session_keys = {
+            "max_channels_per_connection", "max_joins_per_second", "max_presence_calls", "presence_window_seconds",
+        }  # fmt: skip
+        tls_keys = frozenset({"tls_cert", "tls_key"} if self.tls is not None else ())
+        return [
+            Step(frozenset({"log_level", "log_format"}), lines),
+            Step(frozenset({"jwt_secret", "api_keys", "jwt_claims"}), keys),
+            Step(frozenset({"allowed_origins"}), origins),
+            Step(edge_keys | session_keys | frozenset(GateLimits.__struct_fields__), limits),
+            Step(tls_keys, certificate),
+            Step(frozenset({"poison", "wal_budget_bytes", "slot_drop_bytes"}), slot),
+        ]
 
     async def _drain(self, everything: trio.CancelScope) -> None:
         """Changes go on reaching clients while they are sent away."""
@@ -428,9 +498,28 @@ class Daemon:
         everything.cancel()
 
 
-def main(config: Config) -> int:
-    """Run the daemon until it is told to stop. Returns the exit code; raises ConfigError."""
+def main(config: Config, load: Callable[[], Config] | None = None) -> int:
+    """Run the daemon until it is told to stop. ``load``: reads the configuration anew, for a reload.
+
+    Returns the exit code; raises ConfigError.
+    """
     logs.configure(config.log_level, config.log_format, redactor=Redactor(secrets_of(config)))
+    check(config)
+    raise_open_files(config.max_connections)
+    try:
+        daemon = Daemon(config)
+        daemon.reload.load = load or daemon.reload.load
+        trio.run(daemon.run)
+    except BaseExceptionGroup as group:
+        for error in _leaves(group):
+            if isinstance(error, WalstreamError):
+                raise error from group
+        raise
+    return 0
+
+
+def check(config: Config) -> None:
+    """Whether a daemon may run with it at all. Raises ConfigError."""
     if not config.database_url:
         raise ConfigError("no database", repair="set WALSTREAM_DATABASE_URL")
     if not config.has_keys and not config.is_loopback:
@@ -438,15 +527,6 @@ def main(config: Config) -> int:
             f"listen: {config.listen} can be reached from elsewhere, and there is no key to tell clients apart",
             repair="set WALSTREAM_JWT_SECRET, WALSTREAM_JWKS or WALSTREAM_API_KEYS, or listen on 127.0.0.1",
         )
-    raise_open_files(config.max_connections)
-    try:
-        trio.run(Daemon(config).run)
-    except BaseExceptionGroup as group:
-        for error in _leaves(group):
-            if isinstance(error, WalstreamError):
-                raise error from group
-        raise
-    return 0
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

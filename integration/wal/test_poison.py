@@ -50,13 +50,23 @@ def quoted_type(database: TestDatabase) -> None:
     database.execute('create schema "Sch Q"; create type "Sch Q".mood2 as enum (\'ok\')')
 
 
-def slot_parked(node: Node, *arguments: str) -> Any:
+def told(node: Node, *arguments: str) -> Any:
+    """What a command says of the daemon's database."""
     done = subprocess.run(
-        [sys.executable, "-m", "walstream", "slot", "parked", "--json", *arguments],
+        [sys.executable, "-m", "walstream", *arguments, "--json"],
         env={"WALSTREAM_DATABASE_URL": node.database.dsn, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     return json.loads(done.stdout)
+
+
+def slot_parked(node: Node, *arguments: str) -> Any:
+    return told(node, "slot", "parked", *arguments)
+
+
+def doctor(node: Node) -> dict[str, str]:
+    """Severities by code."""
+    return {finding["code"]: finding["severity"] for finding in told(node, "doctor")}
 
 
 async def frames(client: PhoenixClient, number: int) -> tuple[list[int], list[str]]:
@@ -140,6 +150,7 @@ def test_what_postgresql_cannot_decode_stops_the_stream(start: Start, prepared: 
         prepared.execute("insert into bad values (1, '1')")
         poisoned(node)
         assert node.confirmed <= before + (1 << 20), "nothing is confirmed that was not read"
+        eventually(lambda: doctor(node).get("poisoned") == "error")
         prepared.execute("insert into t values (1, 'later')")
         # As an operator mends it: what cannot be read may be left out.
         node.daemon.environ["WALSTREAM_POISON"] = "skip"
@@ -166,6 +177,7 @@ def test_what_postgresql_cannot_decode_is_left_out_whole(start: Start, prepared:
         rows = slot_parked(node)
         assert [(row["table_name"], row["content"]) for row in rows] == [(None, None)]
         assert "shell type" in rows[0]["reason"]
+        assert doctor(node)["parked"] == "warning"
         assert rows[0]["xid"] > 0
         eventually(lambda: node.health()["status"] == "ready")
 

@@ -130,12 +130,16 @@ class Verifier:
         required: Mapping[str, str] | None = None,
     ) -> None:
         """Raises ConfigError for a key set that cannot be read. ``required``: claims, and what they must be."""
-        self._required = required or {}
         self.revocations = Revocations()
         self.on_unknown_key: Callable[[], None] = lambda: None
-        self._secret = secret.encode("utf-8")
         self._keys = KeySet.parse(jwks_text)
-        self._api_keys = api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys)
+        self.rekey(secret, api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys), open_role, required or {})
+
+    def rekey(self, secret: str, api_keys: ApiKeys, open_role: str, required: Mapping[str, str]) -> None:
+        """Go by another secret, other API keys and other required claims from now on; what was verified stays so."""
+        self._required = required
+        self._secret = secret.encode("utf-8")
+        self._api_keys = api_keys
         keyless = not (self._secret or len(self._keys) or len(self._api_keys))
         self.open_claims = _claims_of_role(open_role) if open_role and keyless else None
 

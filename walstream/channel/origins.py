@@ -34,6 +34,10 @@ class Origins:
             else:
                 self._whole.add(part.rstrip("/"))
 
+    def become(self, other: Origins) -> None:
+        """Allow what ``other`` does from now on."""
+        self.is_any, self._whole, self._below = other.is_any, other._whole, other._below
+
     def allows(self, origin: str | None, host: str | None) -> bool:
         """Whether a page of ``origin`` may. ``host``: the request's Host header; its own pages may, as the console."""
         if self.is_any or origin is None:

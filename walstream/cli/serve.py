@@ -16,7 +16,8 @@ def command(shell: Terminal) -> None:
     """Run the daemon.
 
     SIGTERM and Ctrl+C send the clients away and end it within WALSTREAM_DRAIN_SECONDS; a second one ends it at once.
+    SIGHUP reads the configuration file again, and loses no connection.
     """
     from walstream import app
 
-    sys.exit(app.main(shell.config))
+    sys.exit(app.main(shell.config, shell.load))

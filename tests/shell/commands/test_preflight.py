@@ -161,6 +161,13 @@ def test_without_a_limit_of_the_server_our_own_counts() -> None:
     assert "wal_budget_bytes" in found.repair
 
 
+def test_a_daemon_that_stands_still_is_an_error() -> None:
+    assert list(preflight.judge_stuck([])) == []
+    (found,) = preflight.judge_stuck([("here", "no JSON")])
+    assert (found.severity, found.code, found.subject) == ("error", "poisoned", "here")
+    assert "no JSON" in found.cause
+
+
 def test_what_was_left_out_is_told_until_it_is_cleared() -> None:
     assert preflight.judge_parked(0, "").severity == "ok"
     found = preflight.judge_parked(3, "public.t")

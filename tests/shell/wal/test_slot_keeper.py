@@ -166,6 +166,15 @@ def test_a_slot_that_cannot_go_on_is_made_anew(found: slots.Slot, turn: str) -> 
     assert prepared.done == ["drop", "create"]
 
 
+def test_what_was_begun_is_told_once_it_is_done() -> None:
+    prepared = Prepared(slot(wal_status="lost"), "wal2json")
+    full = mock.patch.object(prepared, "_create", side_effect=DatabaseRefused("no free slot"))
+    with full, pytest.raises(DatabaseRefused):
+        prepared.ask()
+    prepared.found = None
+    assert turns(prepared) == ["lost", "created"]
+
+
 def test_a_slot_that_is_given_up_is_made_anew_once() -> None:
     prepared = Prepared(slot(), "wal2json")
     prepared.keeper.renew("over_limit", "much")

@@ -18,7 +18,7 @@ from walstream.shell.wal.poison import TRIES, UnderWay
 
 
 def test_a_stream_that_cannot_get_on_is_poisoned_until_it_has_got_past() -> None:
-    broken = [Wire(message(b"a"), message(b"broken")) for _ in range(TRIES + 2)]
+    broken = [Wire(message(b"a"), None, message(b"broken")) for _ in range(TRIES + 2)]
     rig = Rig(*broken, Wire(message(b"a"), message(b"b")))
     rig.run(seconds=30)
     states = [state for state, _ in itertools.groupby(rig.states)]

@@ -41,7 +41,7 @@ class Admission:
     ) -> None:
         """By default nobody is counted, and every page may connect."""
         self._verifier = verifier
-        self._limits = limits
+        self.limits = limits  # of connections from now on
         self._shared = shared
         self._gate = gate or Gate()
         self._origins = origins or Origins()
@@ -68,7 +68,7 @@ class Admission:
             welcome.vsn,
             welcome.claims,
             self._verifier,
-            self._limits,
+            self.limits,
             shared.clock(),
             token=welcome.token,
             node_joins=self._gate.node_joins,

@@ -154,6 +154,14 @@ class Edge:
             for listener in listeners:
                 listener.close()
 
+    def relimit(self, limits: EdgeLimits) -> None:
+        """Go by other limits from now on; of ``ping_seconds`` and ``idle_seconds`` those of the start stay.
+
+        Connections that are open keep their ``outbox_bytes`` and bounds of frames.
+        """
+        self._limits = limits
+        self.sockets.relimit(limits.max_frame_bytes, limits.max_messages_per_second * FRAMES_PER_MESSAGE)
+
     async def drain(self) -> None:
         """Not ready, no more WebSockets, all there are closed with 1012 after their goodbyes; then ``run`` ends.
 

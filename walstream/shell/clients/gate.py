@@ -58,7 +58,8 @@ class Ticket:
             return True
         if not gate.take_place(kind, name):
             return False
-        self._counted.add((kind, name))
+        if gate.counts(kind):
+            self._counted.add((kind, name))
         return True
 
     def give_back(self) -> None:
@@ -74,15 +75,21 @@ class Gate:
 
     def __init__(self, limits: GateLimits | None = None, *, clock: Callable[[], float] = trio.current_time) -> None:
         """Raises ConfigError for proxies that are no addresses."""
-        limits = limits or GateLimits()
         self._clock = clock
+        self._places: Counter[tuple[Kind, str]] = Counter()
+        self.relimit(limits or GateLimits())
+
+    def relimit(self, limits: GateLimits) -> None:
+        """Go by other limits from now on. Rates begin anew, and connections count that come under a limit.
+
+        Raises ConfigError for proxies that are no addresses, with nothing changed.
+        """
         self._trusted: tuple[Network, ...] = parse_networks(limits.trusted_proxies)
         self._most: dict[Kind, int] = {
             "address": limits.max_connections_per_address,
             "key": limits.max_connections_per_key,
             "user": limits.max_connections_per_user,
         }
-        self._places: Counter[tuple[Kind, str]] = Counter()
         connects = limits.max_connects_per_second_per_address
         self._connects = Buckets(connects, max(1.0, connects * BURST_SECONDS))
         self.requests: dict[Literal["address", "key"], Buckets] = {
@@ -125,6 +132,10 @@ class Gate:
             return False
         self._places[kind, name] += 1
         return True
+
+    def counts(self, kind: Kind) -> bool:
+        """Whether there is a limit, so that names are remembered."""
+        return self._most[kind] > 0
 
     def free_place(self, kind: Kind, name: str) -> None:
         """Count one less."""

@@ -49,6 +49,11 @@ class TlsFiles:
                 self.reload()
         return self._context
 
+    def move(self, cert: str, key: str) -> None:
+        """Go by other files from now on, and read them."""
+        self._cert, self._key = cert, key
+        self.reload()
+
     def reload(self) -> None:
         """Read the files again. Connections that are open keep what they have."""
         self._seen = self._state()

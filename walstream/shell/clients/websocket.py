@@ -208,6 +208,10 @@ class WebSockets:
         self._emptied: trio.Event | None = None
         self._sent_bytes = 0
 
+    def relimit(self, max_frame_bytes: int, max_frames_per_second: float) -> None:
+        """For sockets that open from now on."""
+        self._max_frame_bytes, self._max_frames_per_second = max_frame_bytes, max_frames_per_second
+
     def __len__(self) -> int:
         return len(self._feeds)
 

@@ -13,7 +13,7 @@ import psycopg2
 from walstream.capture import quote_identifier
 from walstream.config import Config
 from walstream.shell.commands import preflight, preflight_tables
-from walstream.shell.database import parked, roles, slots, tables
+from walstream.shell.database import counts, parked, roles, slots, tables
 from walstream.shell.database.reports import Finding
 from walstream.shell.database.tables import Target
 
@@ -56,6 +56,7 @@ def _own_tables(
     yield found
     if found.severity != "ok":
         return
+    yield from preflight.judge_stuck(counts.stuck_nodes(connection, schema))
     yield preflight.judge_parked(*parked.count(connection, schema))
     if plugin == "pgoutput":
         yield preflight_tables.judge_publications(connection, schema, in_use=has_slot)

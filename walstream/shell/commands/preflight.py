@@ -360,6 +360,13 @@ def judge_parked(number: int, names: str) -> Finding:
     return Finding("parked", "warning", "WAL", cause, repair)
 
 
+def judge_stuck(nodes: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+    """Daemons that stand still before something that they cannot read."""
+    for node, reason in nodes:
+        cause = f"it stands still before something that it cannot read: {reason}"
+        yield Finding("poisoned", "error", node, cause, "filter_tables, decoder = pgoutput, or poison = skip")
+
+
 def judge_schema(schema: str, state: SchemaState) -> Finding:
     """Whether walstream's own tables are there and of this release."""
     rename = "choose another name with WALSTREAM_SCHEMA"

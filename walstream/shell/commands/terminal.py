@@ -66,6 +66,10 @@ class Terminal:
     @functools.cached_property
     def config(self) -> configuration.Config:
         """The effective configuration. Raises ConfigError."""
+        return self.load()
+
+    def load(self) -> configuration.Config:
+        """The configuration as it is now: the file may have changed. Raises ConfigError."""
         return configuration.load(self._file, os.environ, self._flags)
 
     @property

@@ -102,6 +102,17 @@ def live_nodes(connection: Connection, schema: str) -> list[str]:
         return [name for (name,) in cursor.fetchall()]
 
 
+def stuck_nodes(connection: Connection, schema: str) -> list[tuple[str, str]]:
+    """Daemons that report that they cannot read on, and why. Raises psycopg2.Error."""
+    statement = (
+        "select node_id, status #>> '{{health,reader,reason}}' from {} where status #>> '{{health,reader,status}}' ="
+        " 'poisoned' and last_seen_at > now() - make_interval(secs => %s) order by 1"
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(sql.SQL(statement).format(sql.Identifier(schema, "nodes")), (NODE_SECONDS,))
+        return [(node, reason or "") for node, reason in cursor.fetchall()]
+
+
 def _ask(connection: Connection, schema: str, statement: str) -> Counts:
     names = {table: sql.Identifier(schema, table) for table in _TABLES}
     with connection.cursor() as cursor:
