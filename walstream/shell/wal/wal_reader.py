@@ -280,6 +280,7 @@ class WalReader:
                 await self._abandon(stream.plugin, refused)
             if is_started and is_undecodable(refused):
                 assert isinstance(refused, DatabaseRefused)
+                await self._sink.flush()
                 begun, newest = self._sink.under_way, self._sink.newest
                 skipped = await self.poison.leave_out(refused, stream.plugin, begun, newest)
                 self._has_read_to(skipped)
@@ -416,6 +417,7 @@ class WalReader:
         if broken is None:
             self.poison.met(str(error), self._sink.newest)
             raise error
+        await self._sink.flush()  # what was routed before goes before the word of the gap
         if not await self.poison.set_aside(broken, self._plugin, self._sink.newest):
             raise error
         self._sink.skip()
