@@ -41,6 +41,7 @@ Watched = Literal[
     "policy_questions",
     "policy_failures",
     "rows_to_judge",
+    "clients_behind",
 ]
 
 SLOT_TURNS: Final = (
@@ -97,6 +98,7 @@ WATCHED: Final[dict[Watched, _Description]] = {
     "mirror_dropped": _Description(CounterMetricFamily, "Changes that could not be mirrored."),
     "policy_questions": _Description(CounterMetricFamily, "Questions about private rooms that policies answered."),
     "policy_failures": _Description(CounterMetricFamily, "Of these, those that failed or took too long."),
+    "clients_behind": _Description(GaugeMetricFamily, "Joins served from the history: resuming and slow clients."),
     "rows_to_judge": _Description(GaugeMetricFamily, "Rows that PostgreSQL has yet to judge, once per viewer."),
 }
 

@@ -203,6 +203,11 @@ class Fanout:
         return self._pursuits.resume(outbox, key, starts, snapshot, asked_at)
 
     @property
+    def behind(self) -> int:
+        """Members that are served from the ring at their own pace."""
+        return len(self._pursuits)
+
+    @property
     def routed(self) -> int:
         """See ``pursuit.Source``."""
         return self._backlog[0].sequence if self._backlog else self._ring.next_sequence
@@ -227,10 +232,10 @@ class Fanout:
 
     def end(self, audience: Audience) -> None:
         """A transaction is over."""
-        if audience.waiting:
-            self._wait(audience, End(audience.live))
-        else:
+        if not audience.waiting:
             self._frames.finish(audience, last=True)
+        elif audience:  # else everybody has left since
+            self._wait(audience, End(audience.live))
 
     def _catch_up(self, member: Member, asked_at: int) -> None:
         routed = self.routed
