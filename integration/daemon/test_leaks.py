@@ -21,7 +21,7 @@ from integration.fixtures.ws import PhoenixClient, phoenix
 from walstream.shell.commands.private_cluster import Cluster
 
 USERS = 50
-STEPS = 300
+STEPS = 200
 
 
 def make_users() -> list[User]:
