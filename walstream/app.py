@@ -75,6 +75,7 @@ from walstream.shell.clients.http_app import HttpRules, make_app
 from walstream.shell.clients.joins import Joins
 from walstream.shell.clients.key_sets import KeySetSource
 from walstream.shell.clients.limits import EdgeLimits, raise_open_files
+from walstream.shell.clients.snapshots import Limits, Snapshots
 from walstream.shell.clients.sockets import REASON_DRAIN, SERVICE_RESTART
 from walstream.shell.clients.tls_files import TlsFiles, make_context
 from walstream.shell.database.access import TableAccess
@@ -156,10 +157,10 @@ class Daemon:
             database=self.database,
             catalog=catalog,
             router=router,
-            ring=self.ring,
             fanout=self.fanout,
             access=access,
             plans=self.pipeline,
+            snapshots=self._make_snapshots(catalog, router),
             reader=lambda: self.health.reader,
         )
         self.report = self._make_report()
@@ -198,6 +199,18 @@ class Daemon:
         )
         self.judge.on_answers = fanout.judged
         return fanout
+
+    def _make_snapshots(self, catalog: Catalog, router: Router) -> Snapshots:
+        config = self.config
+        return Snapshots(
+            partial(self._open, f"{APPLICATION_NAME} (snapshots)"),
+            database=self.database,
+            catalog=catalog,
+            router=router,
+            fanout=self.fanout,
+            plans=self.pipeline,
+            limits=Limits(config.snapshot_seconds, config.max_snapshots, config.snapshot_rows, config.max_record_bytes),
+        )
 
     def _make_pipeline(self, catalog: Catalog, access: TableAccess) -> Pipeline:
         config = self.config

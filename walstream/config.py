@@ -39,7 +39,7 @@ BYTE_KEYS = frozenset(
 SECOND_KEYS = frozenset(
     {
         "history_seconds", "heartbeat_seconds", "idle_seconds", "ping_seconds", "drain_seconds", "head_seconds",
-        "presence_window_seconds",
+        "presence_window_seconds", "snapshot_seconds",
     }
 )  # fmt: skip
 
@@ -74,6 +74,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wal_budget_bytes: int = 10 * GIB  # WAL the slot may keep back before it is an alarm, where the server has no limit
     slot_drop_bytes: int = 0  # WAL kept back at which the daemon gives its slot up; 0 = never
     heartbeat_seconds: float = 10.0
+    snapshot_seconds: float = 60.0  # for a join's initial rows, from their moment on
+    snapshot_rows: int = 1000  # of one page, at most
+    max_snapshots: int = 4  # under way at once, per node
     max_connections: int = 10_000  # per node
     max_channels_per_connection: int = 100
     max_connections_per_address: int = 0  # 0 = off, as with all of these
@@ -243,7 +246,7 @@ def _check_numbers(config: Config) -> None:
     for key in Config.__struct_fields__:
         if key.startswith("max_") and getattr(config, key) < 0:
             raise ConfigError(f"{key}: must not be negative; 0 turns the limit off")
-    for key in ("max_connections", "max_channels_per_connection"):
+    for key in ("max_connections", "max_channels_per_connection", "max_snapshots", "snapshot_rows"):
         if getattr(config, key) < 1:
             raise ConfigError(f"{key}: must be at least 1")
     for key in sorted(SECOND_KEYS - {"history_seconds"}):

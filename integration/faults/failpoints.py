@@ -132,7 +132,7 @@ def _after_confirm(daemon: app.Daemon, count: _Count) -> None:
 
 
 def _in_catch_up(daemon: app.Daemon, count: _Count) -> None:
-    pursuits = daemon.fanout._pursuits
+    pursuits = daemon.fanout.pursuits
     inner = pursuits._step
 
     def step(pursuit: Any, limit: int) -> int:
@@ -185,7 +185,7 @@ def _tear_a_transaction(daemon: app.Daemon, count: _Count) -> None:
 
 
 def _skip_in_catch_up(daemon: app.Daemon, count: _Count) -> None:
-    pursuits = daemon.fanout._pursuits
+    pursuits = daemon.fanout.pursuits
     inner = pursuits._tell
 
     def tell(pursuit: Any, change: Any, routing: Any) -> None:

@@ -173,3 +173,25 @@ def test_any_config_is_read_and_any_item_echoed(config: object) -> None:
 @given(st.binary(max_size=60))
 def test_any_payload_is_read(payload: bytes) -> None:
     assert parse_join(topic(), payload).shape in (Shape.LEGACY, Shape.CHANGES)
+
+
+@pytest.mark.parametrize("where", [{}, {"table": "*"}, {"schema": "*", "table": "t"}, {"schema": "public"}])
+def test_a_snapshot_is_of_one_table(where: dict[str, str]) -> None:
+    found = item(**{"schema": "public", **where}, snapshot=True)
+    assert found.problem.startswith("A snapshot is not supported for wildcard subscriptions") == bool(found.problem)
+    assert bool(found.problem) == (found.table == "*" or found.schema == "*")
+    assert item(schema="public", table="t", snapshot="true").snapshot
+
+
+@pytest.mark.parametrize("config", [{"config": {}}, {}])
+def test_a_feed_says_beside_its_config_where_it_begins(config: dict[str, object]) -> None:
+    def feed(text: str, **members: object) -> ChangeItem:
+        [found] = parse_join(topic(text), json.dumps({**config, **members}).encode()).items
+        return found
+
+    one = feed("realtime:table:public.users", since="c.1.2.3", snapshot=True)
+    assert (one.since, one.snapshot, one.problem) == ("c.1.2.3", True, "")
+    plain = feed("realtime:table:public.users", since=7, snapshot="odd")
+    assert (plain.since, plain.snapshot, plain.problem) == (None, False, "")
+    assert feed("realtime:table:public.*", snapshot=True).problem
+    assert not feed("realtime:table:public.*", since="c.1.2.3").problem

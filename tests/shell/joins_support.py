@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal, TypeVar, cast
 from unittest import mock
@@ -26,6 +27,7 @@ from walstream.policy import Protection
 from walstream.router import Router
 from walstream.shell.clients import joins as joins_module
 from walstream.shell.clients.joins import LOST, Joins
+from walstream.shell.clients.snapshots import Limits, Snapshots
 from walstream.shell.database.access import RoleFacts, TableAccess, TableRight
 from walstream.shell.database.plan_source import LoadedPlan
 from walstream.shell.database.postgres import Database
@@ -100,6 +102,8 @@ class World:
 
     # -- as Plans
 
+    lacks_generated = False
+
     @property
     def plan_changes(self) -> list[PlanChange]:
         return self.replanned
@@ -160,6 +164,8 @@ class Owner:
         self.rig = rig
         self.outcomes: dict[int, JoinOutcome] = {}
         self.told: dict[int, list[tuple[str, str]]] = {}
+        self.details: dict[int, list[Mapping[str, str]]] = {}
+        self.pushed: dict[int, list[tuple[str, Any]]] = {}
         self.present: set[int] = set()  # joins that were not left
         self.joined: set[int] = set()
         self.waiting: set[int] = set()
@@ -182,6 +188,11 @@ class Owner:
     ) -> None:
         if serial in self.present:
             self.told.setdefault(serial, []).append((status, message))
+            self.details.setdefault(serial, []).append(details or {})
+
+    def push(self, serial: int, event: str, payload: bytes) -> None:
+        if serial in self.present:
+            self.pushed.setdefault(serial, []).append((event, json.loads(payload)))
 
     def end(self, serial: int, name: str, text: str) -> None:
         self.leave(serial)
@@ -221,14 +232,23 @@ class Rig:
         self.router = Router(self.catalog, self.access.guard)
         self.fanout = Fanout(self.router, self.ring, self.access)
         self.reader: ReaderState = "streaming"
+        self.snapshots = Snapshots(
+            lambda: cast(Any, self.world),
+            database=cast(Database, self.world),
+            catalog=self.catalog,
+            router=self.router,
+            fanout=self.fanout,
+            plans=self.world,
+            limits=Limits(seconds=60.0, at_once=1, rows=2, record_bytes=1000),
+        )
         self.joins = Joins(
             database=cast(Database, self.world),
             catalog=self.catalog,
             router=self.router,
-            ring=self.ring,
             fanout=self.fanout,
             access=self.access,
             plans=self.world,
+            snapshots=self.snapshots,
             reader=lambda: self.reader,
         )
         self.commit = 0

@@ -14,7 +14,7 @@ from walstream.capture.names import TablePattern, is_system, parse_table_pattern
 from walstream.capture.row_filter import parse_row_filter
 from walstream.errors import FilterError
 from walstream.model import Catalog, Change, Operation, Relation, Row
-from walstream.predicate import Expression, Literals, Predicate, compile, literals_needed  # noqa: A004
+from walstream.predicate import Expression, Literals, Predicate, columns_of, compile, literals_needed  # noqa: A004
 
 ROW_EVENTS: Final = frozenset({Operation.INSERT, Operation.UPDATE, Operation.DELETE})
 ALL_EVENTS: Final = frozenset(Operation)
@@ -90,7 +90,7 @@ class Admission:
 
     ``relation``: what admitted changes have as theirs, with fewer columns where the row names some. ``is_open``: every
     INSERT, UPDATE and DELETE is admitted as it is, so that there is no need to ask. ``row_id``: the row's.
-    ``pending``: changes of the transaction being read, for ``Tally``.
+    ``pending``: changes of the transaction being read, for ``Tally``. ``looks_at``: columns that decide.
     """
 
     def __init__(
@@ -100,8 +100,10 @@ class Admission:
         check: Predicate | None,
         columns: frozenset[str] | None,
         row_id: str = "",
+        looks_at: frozenset[str] = frozenset(),
     ) -> None:
         self.row_id = row_id
+        self.looks_at = looks_at
         self.pending = 0
         self._events = events
         self._check = check
@@ -131,6 +133,12 @@ class Admission:
             return change
         new, old = _pick(change.new, kept), _pick(change.old, kept)
         return Change(self.relation, operation, new, old, change.lsn, change.ordinal)
+
+    def admit_row(self, row: Row) -> Row | None:
+        """A row of the table as an INSERT of it would be captured, whatever the events are; None if it is not."""
+        if self._check is not None and self._check(row) is not True:
+            return None
+        return row if self._kept is None else _pick(row, self._kept)
 
 
 def _cut(relation: Relation, kept: tuple[int, ...]) -> Relation:
@@ -227,7 +235,8 @@ class Plan:
         if missing:
             faults.append(f"{relation.schema}.{relation.name} has no column {', '.join(missing)}")
         self._faults[relation.schema, relation.name] = tuple(Fault(row.id, message) for message in faults)
-        return Admission(relation, row.events, check, columns, row.id) if admitted else None
+        looks_at = frozenset() if row.filter is None else columns_of(row.filter)
+        return Admission(relation, row.events, check, columns, row.id, looks_at) if admitted else None
 
     def faults(self, relation: Relation) -> tuple[Fault, ...]:
         """What the latest ``admission`` of a relation of this name could not do of its row."""

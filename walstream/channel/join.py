@@ -34,6 +34,9 @@ _SELECT_PROBLEM: Final = (
 _WILDCARD_SELECT: Final = (
     "Column selection is not supported for wildcard subscriptions. Provide an explicit schema and table name."
 )
+_WILDCARD_SNAPSHOT: Final = (
+    "A snapshot is not supported for wildcard subscriptions. Provide an explicit schema and table name."
+)
 _NO_TABLE: Final = "No subscription params provided. Please provide at least a `schema` or `table` to subscribe to: {}"
 
 _encode = msgspec.json.Encoder().encode
@@ -129,13 +132,14 @@ def parse_join(topic: Topic, payload: bytes) -> JoinConfig:
     legacy = "config" not in members
     if legacy:
         if topic.table is not None:
-            return JoinConfig(Shape.FEED, (_feed_item(topic),), token=token, complaints=tuple(complaints))
+            item = _feed_item(topic, members, complaints)
+            return JoinConfig(Shape.FEED, (item,), token=token, complaints=tuple(complaints))
         return JoinConfig(Shape.LEGACY, (_legacy_item(topic),), token=token, complaints=tuple(complaints))
     config = _members(members["config"], "config", complaints)
     items = _items(config.get("postgres_changes", b"null"), complaints)
     shape = Shape.CHANGES
     if not items and topic.table is not None:
-        shape, items = Shape.FEED, (_feed_item(topic),)
+        shape, items = Shape.FEED, (_feed_item(topic, members, complaints),)
     return JoinConfig(
         shape,
         items,
@@ -151,9 +155,19 @@ def parse_join(topic: Topic, payload: bytes) -> JoinConfig:
     )
 
 
-def _feed_item(topic: Topic) -> ChangeItem:
+def _feed_item(topic: Topic, members: _Members, complaints: list[str]) -> ChangeItem:
+    """A table feed has no item of its own to say it in: ``since`` and ``snapshot`` stand beside ``config``."""
     assert topic.table is not None
-    return ChangeItem(b"{}", schema=topic.table.schema, table=topic.table.table)
+    schema, table = topic.table.schema, topic.table.table
+    since, snapshot = _value(members.get("since", b"null")), _boolean(members, "snapshot", complaints)
+    return ChangeItem(
+        b"{}",
+        schema=schema,
+        table=table,
+        since=since if isinstance(since, str) and since else None,
+        snapshot=snapshot,
+        problem=_WILDCARD_SNAPSHOT if snapshot and "*" in (schema, table) else "",
+    )
 
 
 def _legacy_item(topic: Topic) -> ChangeItem:
@@ -206,6 +220,9 @@ def _item(raw: bytes) -> ChangeItem:
             problem, select = problem or _SELECT_PROBLEM, None
         elif table in (None, "*") or schema == "*":
             problem = problem or _WILDCARD_SELECT
+    snapshot = _cast_boolean(found.get("snapshot")) or False
+    if snapshot and (table in (None, "*") or schema == "*"):
+        problem = problem or _WILDCARD_SNAPSHOT
     upper = event.upper() if isinstance(event, str) else _ANY_EVENT
     return ChangeItem(
         raw,
@@ -215,7 +232,7 @@ def _item(raw: bytes) -> ChangeItem:
         filter=row_filter if has_filter else None,
         select=tuple(select) if select is not None else None,
         since=since if isinstance(since, str) and since else None,
-        snapshot=_cast_boolean(found.get("snapshot")) or False,
+        snapshot=snapshot,
         problem=problem,
     )
 

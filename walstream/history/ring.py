@@ -169,6 +169,12 @@ class Ring:
             return None
         return self._entries[sequence - self._entries[0].sequence].transaction
 
+    def before(self, sequence: int) -> Lsn:
+        """The commit end before a transaction in the window; the newest one for what is yet to come."""
+        if not self._entries or sequence >= self.next_sequence:
+            return self.newest
+        return self._entries[max(0, sequence - self._entries[0].sequence)].before
+
     def before_live(self, snapshot: Snapshot, asked_at: int) -> Lsn:
         """A commit end after which everything comes that the snapshot does not see; see ``maybe_live``."""
         found = self.maybe_live(snapshot, asked_at)

@@ -13,7 +13,7 @@ from typing import Final, cast
 
 import msgspec
 
-from walstream.model import Change, Column, Operation, Relation, ReplicaIdentity, Row
+from walstream.model import Change, Operation, Relation, ReplicaIdentity, Row
 
 RECORD_BYTES_MAX: Final = 1024 * 1024
 """Larger changes lose their large values; the wire calls that error 413."""
@@ -120,6 +120,7 @@ class Renderer:
 
     __slots__ = (
         "_bare",
+        "_columns",
         "_feed_names",
         "_has_key",
         "_heads",
@@ -147,7 +148,8 @@ class Renderer:
         names = b'"schema":%b,"table":%b,' % (_encode(relation.schema), _encode(relation.name))
         self._bare = b'{%b"commit_timestamp":"' % names
         self._feed_names = {operation: b'"operation":"%b",%b' % (_word(operation), names) for operation in Operation}
-        self._heads = {operation: _head(operation, columns) for operation in Operation}
+        self._columns = _encode([{"name": column.name, "type": column.type_name} for column in columns])
+        self._heads = {operation: _head(operation, self._columns) for operation in Operation}
 
     def data(
         self, change: Change, commit_timestamp: bytes, position: bytes, last: bool, size_max: int = RECORD_BYTES_MAX
@@ -198,6 +200,18 @@ class Renderer:
                 b'","last":true}' if last else b'"}',
             )
         )
+
+    @property
+    def columns(self) -> bytes:
+        """The list of columns, as in ``data``."""
+        return self._columns
+
+    def record(self, row: Row, size_max: int = RECORD_BYTES_MAX) -> tuple[bytes, bool]:
+        """A row as ``record`` shows it, with or without a key, and whether only its small values are left."""
+        text = self._members(row)
+        if len(text) <= size_max:
+            return b"{%b}" % text, False
+        return b"{%b}" % self._known_members(_without_large(row)), True
 
     def feed(
         self, change: Change, moment: Moment, position: bytes, last: bool, size_max: int = RECORD_BYTES_MAX
@@ -345,9 +359,8 @@ def _picker(indexes: Sequence[int], count: int) -> _Pick:
     return itemgetter(*indexes)
 
 
-def _head(operation: Operation, columns: Sequence[Column]) -> bytes:
-    shown = _encode([{"name": column.name, "type": column.type_name} for column in columns])
-    return b'","type":"%b","columns":%b,' % (_word(operation), shown)
+def _head(operation: Operation, columns: bytes) -> bytes:
+    return b'","type":"%b","columns":%b,' % (_word(operation), columns)
 
 
 def _join(new_head: bytes, new: bytes | None, old_head: bytes, old: bytes | None) -> bytes:

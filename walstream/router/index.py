@@ -12,7 +12,7 @@ import msgspec
 
 from walstream.model import Catalog, CatalogMiss, Change, Column, Operation, Relation, Row
 from walstream.policy import Guard, Viewer
-from walstream.predicate import Literals
+from walstream.predicate import Literals, Predicate, compile  # noqa: A004
 from walstream.predicate.expression import Compare, InList, IsDistinct, leaves
 from walstream.router.binding import ANY, Binding, first_id, next_id
 from walstream.router.lanes import View
@@ -91,6 +91,15 @@ class Router:
             self._place(entry)
         entry.holders += 1
         return entry.binding.id
+
+    def condition(self, binding_id: int, relation: Relation) -> Predicate | None:
+        """What the binding's filter says of a relation's rows; None for no filter.
+
+        Raises KeyError, FilterError where it does not fit, CatalogMiss.
+        """
+        entry = self._entries[binding_id]
+        expression = entry.binding.expression
+        return None if expression is None else compile(expression, relation, self._catalog, entry.literals)
 
     def look_as(self, binding_id: int, viewer: Viewer | None) -> int:
         """Hold the same binding, with the same literals, for another viewer; its id. Raises KeyError."""

@@ -12,7 +12,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.shell.fanout_support import BEFORE, Got, Rig, Wire, changes, got, is_clean, outbox
+from tests.shell.fanout_support import Got, Rig, Wire, changes, got, is_clean, outbox
 from tests.support import run
 from walstream.history.resume import Start
 from walstream.lsn import Lsn
@@ -21,6 +21,7 @@ from walstream.shell.delivery import fanout as fanout_module
 from walstream.shell.delivery import pursuit as pursuit_module
 from walstream.shell.delivery.audience import Member
 from walstream.shell.delivery.outbox import Outbox
+from walstream.shell.delivery.pursuit import Beginning
 
 ROLES = ("reader", "other")
 LIMIT = 3000
@@ -58,6 +59,7 @@ class Client:
         self.outbox = Outbox(cast(socket.socket, self.wire), LIMIT, lambda outbox: None, self.overflows.append)
         self.since = since
         self.member: Member | None = None
+        self.held: tuple[Snapshot, int] | None = None
 
     def read(self, room: int) -> None:
         self.wire.room += room
@@ -99,8 +101,31 @@ class World:
         client = Client(self, since)
         start = Start(Lsn(lsn), ordinal)
         sequence = self.rig.ring.next_sequence
-        client.member = self.rig.fanout.resume(client.outbox, self.key, [start, start], BEFORE, sequence)
+        client.member = self.rig.fanout.resume(client.outbox, self.key, [start, start], sequence)
         self.clients.append(client)
+
+    def hold(self, _: int) -> None:
+        """Whose rows are read as of now; its changes come when that is done."""
+        xid = self.rig.commit + 1
+        now = Snapshot(xid, xid, frozenset(), self.rig.commit, self.rig.commit, 1.0)
+        client = Client(self, (self.rig.commit, 1 << 40))
+        pursuits = self.rig.fanout.pursuits
+        client.member = pursuits.hold(client.outbox, self.key)
+        client.held = now, pursuits.first([now], self.rig.ring.next_sequence)
+        self.clients.append(client)
+
+    def release(self, choice: int = 0) -> None:
+        held = [client for client in self.clients if client.held is not None]
+        if held:
+            client = held[choice % len(held)]
+            assert client.held is not None
+            assert client.member is not None
+            assert client.got() == []
+            now, first = client.held
+            client.held = None
+            pursuits = self.rig.fanout.pursuits
+            assert pursuits.is_kept(first)
+            pursuits.release(client.member, [now, now], first)
 
     def read(self, choice: int) -> None:
         if self.clients:
@@ -135,7 +160,7 @@ class World:
                 assert [at for at, each in enumerate(found) if each.last and at in ends] == ends
 
 
-ACTIONS = ("route", "route", "route", "join", "resume", "read", "read", "leave", "move", "turn")
+ACTIONS = ("route", "route", "route", "join", "resume", "hold", "release", "read", "read", "leave", "move", "turn")
 steps = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 200)), min_size=30, max_size=80)
 
 
@@ -150,13 +175,15 @@ async def play(script: list[tuple[str, int]]) -> World:
             else:
                 getattr(world, name)(choice)
         await world.rig.fanout.flush()
+        for _ in world.clients:
+            world.release()
         world.route(1)  # what everybody who is behind is to arrive at
         for _ in range(len(world.committed) + 50):
             await world.rig.fanout.flush()
             for client in world.clients:
                 client.read(100_000)
             await trio.testing.wait_all_tasks_blocked()
-        assert not len(world.rig.fanout._pursuits), "everybody is live in the end"
+        assert not len(world.rig.fanout.pursuits), "everybody is live in the end"
         nursery.cancel_scope.cancel()
     return world
 
@@ -193,7 +220,7 @@ def test_who_falls_off_the_ring_overflows() -> None:
                 await world.rig.fanout.flush()
             await trio.testing.wait_all_tasks_blocked()
             assert not slow.overflows
-            assert len(world.rig.fanout._pursuits) == 1
+            assert len(world.rig.fanout.pursuits) == 1
             world.rig.ring.clear()
             slow.read(LIMIT)
             await trio.testing.wait_all_tasks_blocked()
@@ -205,6 +232,22 @@ def test_who_falls_off_the_ring_overflows() -> None:
     run(main)
 
 
+def test_a_window_that_has_moved_on_is_noticed() -> None:
+    rig = Rig()
+    for number in range(5):
+        rig.route(number)
+    pursuits = rig.fanout.pursuits
+    assert [pursuits.is_kept(sequence) for sequence in (0, 4, 5)] == [True, True, True]
+    rig.ring.clear()
+    assert [pursuits.is_kept(sequence) for sequence in (0, 4, 5)] == [False, False, True]
+    # A large one that has left the window waits to be routed, and is there as long.
+    rig.route(1, 2, spilled=True)
+    rig.ring.clear()
+    assert [pursuits.is_kept(sequence) for sequence in (4, 5, 6)] == [False, True, True]
+    xid = rig.commit + 1
+    assert pursuits.first([Snapshot(xid, xid, frozenset(), 0, 0, 1.0)], 6) == 5
+
+
 def test_a_place_that_another_commit_has_taken_is_not_gone_on_from() -> None:
     async def main() -> None:
         world = World()
@@ -212,7 +255,7 @@ def test_a_place_that_another_commit_has_taken_is_not_gone_on_from() -> None:
             nursery.start_soon(world.rig.fanout.run)
             client = Client(world, (0, 0))
             start = Start(Lsn(world.rig.commit + 10), 0, xid=999_999)
-            client.member = world.rig.fanout.resume(client.outbox, world.key, [start, start], BEFORE, 0)
+            client.member = world.rig.fanout.resume(client.outbox, world.key, [start, start], 0)
             client.read(1 << 20)
             await trio.testing.wait_all_tasks_blocked()
             assert not client.overflows, "it may still come"
@@ -237,10 +280,10 @@ def test_bindings_of_one_join_may_go_on_from_different_places() -> None:
         rig.fanout.route(sequence, late, spilled=False)
         wire = Wire()
         snapshot = Snapshot(late.xid, late.xid + 1, frozenset({late.xid}), rig.commit + 15, rig.commit + 15, 1.0)
-        starts = [Start(Lsn(110), 0), None]
+        starts: list[Beginning] = [Start(Lsn(110), 0), snapshot]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.fanout.run)
-            rig.fanout.resume(outbox(wire), rig.key(everything, small), starts, snapshot, rig.ring.next_sequence)
+            rig.fanout.resume(outbox(wire), rig.key(everything, small), starts, rig.ring.next_sequence)
             await trio.testing.wait_all_tasks_blocked()
             # Of what the snapshot sees already, although it is read only now.
             rig.fanout.route(*rig.append(changes(0), xid=50), spilled=False)

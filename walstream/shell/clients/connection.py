@@ -84,6 +84,10 @@ class JoinOwner(Protocol):
         """A later ``system`` frame about table changes. ``details``: further members. Nothing once it was left."""
         ...
 
+    def push(self, serial: int, event: str, payload: bytes) -> None:
+        """A frame of this channel alone. ``payload``: JSON text. Nothing once it was left."""
+        ...
+
     def end(self, serial: int, name: str, text: str) -> None:
         """End a channel whose client may no longer have it. ``Joins.forget`` follows before this returns."""
         ...

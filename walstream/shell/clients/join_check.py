@@ -15,7 +15,7 @@ from walstream.capture.plan import Plan
 from walstream.channel.join import ChangeItem
 from walstream.errors import ClientError, FilterError
 from walstream.history.position import Position
-from walstream.model import Catalog, Relation
+from walstream.model import Catalog, Relation, RelationInfo
 from walstream.policy import Viewer
 from walstream.predicate import Expression, Literals, compile, literals_needed  # noqa: A004
 from walstream.predicate.expression import (
@@ -108,6 +108,23 @@ def captured(relation: Relation, plan: Plan) -> Relation | None:
         return relation
     kept = {*row.columns, *relation.primary_key}
     return msgspec.structs.replace(relation, columns=tuple(c for c in relation.columns if c.name in kept))
+
+
+def as_clients_see(relations: Mapping[Table, RelationInfo | None], plan: Plan) -> dict[Table, Relation]:
+    """The captured ones among the tables; a partition is known by its root's name only."""
+    found = {}
+    for name, info in relations.items():
+        if info is None or info.root not in (("", ""), name):
+            continue
+        seen = captured(as_relation(info), plan)
+        if seen is not None:
+            found[name] = seen
+    return found
+
+
+def as_relation(info: RelationInfo) -> Relation:
+    """The table as the catalog has it now."""
+    return Relation(info.schema, info.name, info.columns, info.primary_key, info.replica_identity, oid=info.oid)
 
 
 def needed(wishes: Iterable[Wish], tables: Mapping[Table, Relation], catalog: Catalog) -> set[tuple[int, str]]:

@@ -20,7 +20,6 @@ from walstream.channel.effects import SUBSCRIBED, Accepted, JoinRequest, Refused
 from walstream.channel.session import RESTARTING
 from walstream.errors import EnvironmentFailure, WalstreamError
 from walstream.history.resume import PlanChange
-from walstream.history.ring import Ring
 from walstream.model import Catalog, CatalogMiss, Relation, RelationInfo, Snapshot, TypeInfo
 from walstream.policy import Viewer
 from walstream.protocol.shapes import Shape
@@ -28,6 +27,7 @@ from walstream.router import ANY, Binding, Router, wire_ids
 from walstream.shell.clients import join_check, starts
 from walstream.shell.clients.connection import JoinOwner
 from walstream.shell.clients.join_check import Facts, ItemProblem, Table, Wish
+from walstream.shell.clients.snapshots import Snapshots, Standing, Wanted
 from walstream.shell.database.access import REFRESH_SECONDS, Rights, RoleFacts, TableAccess, load_rights, load_roles
 from walstream.shell.database.catalog import load_relations, load_types
 from walstream.shell.database.join_facts import cast_literals, tables_of
@@ -159,20 +159,21 @@ class Joins:
         database: Database,
         catalog: Catalog,
         router: Router,
-        ring: Ring,
         fanout: Fanout,
         access: TableAccess,
         plans: Plans,
+        snapshots: Snapshots,
         reader: Callable[[], ReaderState] = lambda: "streaming",
     ) -> None:
         self._database = database
         self._catalog = catalog
         self._router = router
-        self._ring = ring
+        self._ring = fanout.ring
         self._fanout = fanout
         self._access = access
         access.on_protected = self._protected
         self._plans = plans
+        self._snapshots = snapshots
         self._reader = reader
         self._asked: dict[_Key, _Asked] = {}
         self._unanswered: dict[_Key, _Asked] = {}  # their reply went out without the database
@@ -188,10 +189,11 @@ class Joins:
 
     def gap(self, reason: str) -> None:
         """Tell everybody that changes may be missing. ``reason``: one of docs/reference/protocol.md."""
-        for joined in list(self._joined.values()):
-            joined.asked.owner.system(
-                joined.asked.request.serial, "ok", starts.GAP, {"event": "gap", "reason": reason}
-            )  # fmt: skip
+        for key, joined in list(self._joined.items()):
+            if not self._snapshots.abandon(key, reason):
+                joined.asked.owner.system(
+                    joined.asked.request.serial, "ok", starts.GAP, {"event": "gap", "reason": reason}
+                )  # fmt: skip
 
     # -- from connections
 
@@ -218,6 +220,7 @@ class Joins:
         self._moving.pop(key, None)
         self._unanswered.pop(key, None)
         self._lost.pop(key, None)
+        self._snapshots.forget(key)
         joined = self._joined.pop(key, None)
         if joined is not None:
             self._fanout.leave(joined.member)
@@ -287,6 +290,7 @@ class Joins:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._refresh_rights)
             nursery.start_soon(self._look_for_unfit)
+            nursery.start_soon(self._snapshots.run)
             while True:
                 patience = RETRY_SECONDS if self._asked or self._moving or self._unanswered else float("inf")
                 with trio.move_on_after(patience):
@@ -369,9 +373,19 @@ class Joins:
         found = starts.find(asked.wishes, self._ring, snapshot, asked_at, self._plans.plan_changes)
         if found.message:
             owner.system(asked.request.serial, "ok", found.message, found.details)
-        if found.starts is None:
+        if not found.begins:
             return self._fanout.join(owner.outbox, key, snapshot, asked_at)
-        return self._fanout.resume(owner.outbox, key, found.starts, snapshot, asked_at)
+        begins = [begin for begin in found.begins if begin is not None]
+        if len(begins) == len(found.begins):
+            return self._fanout.resume(owner.outbox, key, begins, asked_at)
+        first = self._fanout.pursuits.first(begins, asked_at)
+        wanted = Wanted(owner, asked.request.serial, asked.wishes, key.wire or key.ids, found.begins, first)
+        self._snapshots.begin(asked.key, wanted, partial(self._standing, asked.key))
+        return self._fanout.pursuits.hold(owner.outbox, key)
+
+    def _standing(self, key: _Key) -> Standing:
+        joined = self._joined[key]
+        return Standing(joined.member, joined.ids, Viewer(joined.asked.claims.role, joined.asked.claims.json))
 
     def _drop(self, asked: _Asked) -> None:
         self._asked.pop(asked.key, None)
@@ -421,6 +435,7 @@ class Joins:
             bindings = self._bindings(joined.asked, facts)
         except ItemProblem as problem:
             del self._joined[key]
+            self._snapshots.forget(key)
             self._fanout.leave(joined.member)
             self._access.left(joined.role)
             self._release(joined.ids)
@@ -472,7 +487,7 @@ class Joins:
         catalog.load(known, loaded.types)
         wanted = [info for info in loaded.relations.values() if info and loaded.plan.wanted(info.schema, info.name)]
         await self._plans.settle(loaded.plan, [info.oid for info in wanted])
-        relations = _as_clients_see(loaded.relations, loaded.plan)
+        relations = join_check.as_clients_see(loaded.relations, loaded.plan)
         literals = await self._cast(wishes, relations)
         return loaded, Facts(loaded.roles, loaded.rights, relations, literals)
 
@@ -572,18 +587,3 @@ def _load_rights(
     connection: PgConnection, roles: Collection[str], tables: Collection[Table]
 ) -> tuple[Mapping[str, RoleFacts], Rights]:
     return load_roles(connection, roles), load_rights(connection, roles, tables)
-
-
-def _as_clients_see(relations: Mapping[Table, RelationInfo | None], plan: Plan) -> dict[Table, Relation]:
-    """The captured ones among the tables; a partition is known by its root's name only."""
-    found = {}
-    for name, info in relations.items():
-        if info is None or info.root not in (("", ""), name):
-            continue
-        relation = Relation(
-            info.schema, info.name, info.columns, info.primary_key, info.replica_identity, oid=info.oid
-        )  # fmt: skip
-        seen = join_check.captured(relation, plan)
-        if seen is not None:
-            found[name] = seen
-    return found

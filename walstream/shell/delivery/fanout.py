@@ -14,7 +14,6 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from walstream.history.resume import Start
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live, settled
 from walstream.model import Change, Operation, Relation, Row, Snapshot, Transaction
@@ -43,7 +42,7 @@ from walstream.shell.delivery.frames import Frames
 from walstream.shell.delivery.judge import Verdict
 from walstream.shell.delivery.members import Members
 from walstream.shell.delivery.outbox import Outbox
-from walstream.shell.delivery.pursuit import Pursuits
+from walstream.shell.delivery.pursuit import Beginning, Pursuits
 from walstream.shell.delivery.runs import InsertRuns
 
 SLICE_CHANGES = 500
@@ -110,13 +109,13 @@ class Fanout:
     ) -> None:
         self._max_record_bytes = max_record_bytes
         self._router = router
-        self._ring = ring
+        self.ring = ring
         self._access = access
         self._judge = judge
         self._doubts = doubts
-        self._frames = Frames(lambda *refused: self._pursuits.fall_behind(*refused))
+        self._frames = Frames(lambda *refused: self.pursuits.fall_behind(*refused))
         self._members = Members(self._frames)
-        self._pursuits = Pursuits(self, ring, self._members, self._frames)
+        self.pursuits = Pursuits(self, ring, self._members, self._frames)
         self._backlog: deque[_Queued] = deque()
         self._backlog_done = 0  # changes of the backlog's first transaction that are routed already
         self._woken = trio.Event()
@@ -170,7 +169,7 @@ class Fanout:
             self._frames.finish(member.audience, last=False)
             self._frames.drain(member.audience)
         if member.pursuit is not None:
-            return self._pursuits.move(member, member.pursuit, key)
+            return self.pursuits.move(member, member.pursuit, key)
         if member.audience.waiting:
             moved = members.moved(member, members.audience(key, fresh=True))
             moved.before = members.detach(member)
@@ -188,29 +187,27 @@ class Fanout:
         """Remove a socket from an audience; nothing more of it is delivered."""
         self._members.leave(member)
         if member.pursuit is not None:
-            self._pursuits.leave(member.pursuit)
+            self.pursuits.leave(member.pursuit)
             self._members.leave(member)  # it may have fallen behind by what was just written for the last time
 
     # -- who is behind
 
-    def resume(
-        self, outbox: Outbox, key: AudienceKey, starts: Sequence[Start | None], snapshot: Snapshot, asked_at: int
-    ) -> Member:
+    def resume(self, outbox: Outbox, key: AudienceKey, starts: Sequence[Beginning], asked_at: int) -> Member:
         """Add a socket that goes on where it was, at its own pace until it is live.
 
-        ``starts``: one for each of the key's ids; None for a binding that begins as with ``join``.
+        ``starts``: one for each of the key's ids: a snapshot for a binding that begins as with ``join``.
         """
-        return self._pursuits.resume(outbox, key, starts, snapshot, asked_at)
+        return self.pursuits.resume(outbox, key, starts, asked_at)
 
     @property
     def behind(self) -> int:
         """Members that are served from the ring at their own pace."""
-        return len(self._pursuits)
+        return len(self.pursuits)
 
     @property
     def routed(self) -> int:
         """See ``pursuit.Source``."""
-        return self._backlog[0].sequence if self._backlog else self._ring.next_sequence
+        return self._backlog[0].sequence if self._backlog else self.ring.next_sequence
 
     @property
     def is_half_routed(self) -> bool:
@@ -241,7 +238,7 @@ class Fanout:
         routed = self.routed
         alone = Audience(member.audience.key)  # a stand-in
         alone.shared[member.outbox] = member
-        for sequence, transaction in self._ring.maybe_live(member.snapshot, asked_at):
+        for sequence, transaction in self.ring.maybe_live(member.snapshot, asked_at):
             if sequence < routed and self.is_live(transaction, member.snapshot):
                 self._replay(alone, self.routing(transaction), transaction.changes)
                 self.end(alone)
@@ -286,10 +283,10 @@ class Fanout:
         if spilled or self._backlog:
             self._backlog.append(_Queued(sequence, self.routing(transaction)))
             self._woken.set()
-            self._pursuits.routed()
+            self.pursuits.routed()
             return
-        if self._pursuits.is_waited_for:
-            self._pursuits.routed()
+        if self.pursuits.is_waited_for:
+            self.pursuits.routed()
         self._begin(transaction)
         routing = self.routing(transaction)
         if self._route_run(routing):
@@ -342,7 +339,7 @@ class Fanout:
         Cancelling it loses nothing; run again, it goes on where it was.
         """
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._pursuits.run)
+            nursery.start_soon(self.pursuits.run)
             while True:
                 if not self._backlog:
                     await self._woken.wait()
@@ -373,7 +370,7 @@ class Fanout:
         touched.clear()
         self._backlog.popleft()
         self._backlog_done = 0
-        self._pursuits.routed()
+        self.pursuits.routed()
         await self._go_on()
         await trio.lowlevel.checkpoint()
 
@@ -392,7 +389,7 @@ class Fanout:
 
     def routing(self, transaction: Transaction) -> Routing:
         """See ``pursuit.Source``."""
-        return Routing(transaction, TransactionText.of(transaction, self._ring.cluster, self._max_record_bytes))
+        return Routing(transaction, TransactionText.of(transaction, self.ring.cluster, self._max_record_bytes))
 
     def _deliver(
         self,

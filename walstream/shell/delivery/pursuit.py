@@ -6,8 +6,8 @@ may resume is decided in ``history.resume``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, Protocol, TypeAlias
 
 import structlog
 import trio
@@ -33,6 +33,9 @@ LOOK_SECONDS: Final = 1.0
 
 WAIT_SECONDS: Final = 0.05
 """Between looks at an outbox of which nothing moves but what PostgreSQL has to answer."""
+
+Beginning: TypeAlias = Start | Snapshot
+"""Where a binding goes on: after a change, or with what a snapshot does not see."""
 
 EVER: Final = Snapshot(3, 3, frozenset(), 0, 0, 0.0)
 """A snapshot that sees nothing: everything is live for who has it."""
@@ -81,14 +84,13 @@ class Source(Protocol):
 class Pursuit:
     """One member who is behind, and how far it has got.
 
-    ``starts``: by ids of bindings, after which change they go on; None for a binding that begins at the member's
-    snapshot. ``sequence``: of the transaction that is told, or comes next. ``refused``: a change for which there was no
-    room, and with which it goes on when its outbox is empty.
+    ``starts``: by ids of bindings, where they go on. ``sequence``: of the transaction that is told, or comes next.
+    ``refused``: a change for which there was no room, and with which it goes on when its outbox is empty.
     """
 
     __slots__ = ("audiences", "changes", "is_over", "member", "refused", "routing", "sequence", "starts")
 
-    def __init__(self, member: Member, starts: Mapping[int, Start | None], sequence: int) -> None:
+    def __init__(self, member: Member, starts: Mapping[int, Beginning], sequence: int) -> None:
         self.member = member
         self.starts = dict(starts)
         self.sequence = sequence
@@ -131,18 +133,44 @@ class Pursuits:
 
     # -- who becomes one, and what it becomes
 
-    def resume(
-        self, outbox: Outbox, key: AudienceKey, starts: Sequence[Start | None], snapshot: Snapshot, asked_at: int
-    ) -> Member:
+    def resume(self, outbox: Outbox, key: AudienceKey, starts: Sequence[Beginning], asked_at: int) -> Member:
         """See ``Fanout.resume``."""
-        member = Member(outbox, Audience(key), snapshot)
-        self._members.isolate(member, key)
-        firsts = [self._ring.sequence_from(start.commit_lsn) for start in starts if start is not None]
-        if None in starts:
-            live = self._ring.maybe_live(snapshot, asked_at)
-            firsts.append(next((at for at, each in live if self._source.is_live(each, snapshot)), self._source.routed))
-        self._add(member, dict(zip(key.ids, starts, strict=True)), min(firsts))
+        member = self.hold(outbox, key)
+        self.release(member, starts, self.first(starts, asked_at))
         return member
+
+    def hold(self, outbox: Outbox, key: AudienceKey) -> Member:
+        """Add a socket that gets nothing until it is released. It may be moved, and leave, as any other."""
+        member = Member(outbox, Audience(key), EVER)
+        self._members.isolate(member, key)
+        member.pursuit = Pursuit(member, dict.fromkeys(key.ids, EVER), self._source.routed)
+        return member
+
+    def release(self, member: Member, starts: Sequence[Beginning], sequence: int) -> None:
+        """Let a held member have its changes. ``starts``: one for each of its key's ids; ``sequence``: ``first``'s."""
+        pursuit = member.pursuit
+        assert pursuit is not None
+        pursuit.starts = dict(zip(member.audience.key.ids, starts, strict=True))
+        pursuit.sequence = sequence
+        self._go(pursuit)
+
+    def first(self, starts: Iterable[Beginning], asked_at: int) -> int:
+        """Sequence number of the first transaction that any of these may want.
+
+        ``asked_at``: the ring's next sequence number when the snapshots among them were asked for.
+        """
+        firsts = [self._source.routed]
+        for start in starts:
+            if isinstance(start, Start):
+                firsts.append(self._ring.sequence_from(start.commit_lsn))
+            else:
+                live = self._ring.maybe_live(start, asked_at)
+                firsts += next(([at] for at, each in live if self._source.is_live(each, start)), [])
+        return min(firsts)
+
+    def is_kept(self, sequence: int) -> bool:
+        """Whether this transaction and all after it are there, or are yet to come."""
+        return all(self._source.queued(gone) is not None for gone in range(sequence, self._ring.oldest_sequence))
 
     def fall_behind(self, audience: Audience, outbox: Outbox, place: Place) -> None:
         """A socket has no room: let it go on from there at its own pace, with all that is told meanwhile."""
@@ -187,8 +215,11 @@ class Pursuits:
         self._all.pop(pursuit, None)
         self.routed()
 
-    def _add(self, member: Member, starts: Mapping[int, Start | None], sequence: int) -> None:
+    def _add(self, member: Member, starts: Mapping[int, Beginning], sequence: int) -> None:
         pursuit = member.pursuit = Pursuit(member, starts, sequence)
+        self._go(pursuit)
+
+    def _go(self, pursuit: Pursuit) -> None:
         self._all[pursuit] = None
         if self._nursery is not None:
             self._nursery.start_soon(self._serve, pursuit)
@@ -292,7 +323,8 @@ class Pursuits:
                 self._give_up(pursuit)
             return False
         commit_lsn = transaction.commit_lsn
-        inside = [start for start in pursuit.starts.values() if start is not None and start.commit_lsn == commit_lsn]
+        known = [start for start in pursuit.starts.values() if isinstance(start, Start)]
+        inside = [start for start in known if start.commit_lsn == commit_lsn]
         if any(start.xid not in (0, transaction.xid) for start in inside):
             self._give_up(pursuit)  # another commit has taken the place that the member knows
             return False
@@ -315,13 +347,15 @@ class Pursuits:
         self, pursuit: Pursuit, transaction: Transaction, ordinal: int
     ) -> Mapping[int, Mapping[Audience, None]]:
         """The member's stand-in audience, by ids of the bindings that are to have a change in this place."""
-        starts, snapshot = pursuit.starts, pursuit.member.snapshot
-        is_live = None in starts.values() and self._source.is_live(transaction, snapshot)
         alone: Mapping[Audience, None] = {pursuit.member.audience: None}
         return {
             binding_id: alone
-            for binding_id, start in starts.items()
-            if (is_live if start is None else not start.covers(transaction.commit_lsn, ordinal))
+            for binding_id, start in pursuit.starts.items()
+            if (
+                not start.covers(transaction.commit_lsn, ordinal)
+                if isinstance(start, Start)
+                else self._source.is_live(transaction, start)
+            )
         }
 
     def _go_live(self, pursuit: Pursuit) -> bool:
@@ -330,17 +364,18 @@ class Pursuits:
             return False
         member = pursuit.member
         starts = pursuit.starts.values()
-        known = [start.commit_lsn for start in starts if start is not None]
+        known = [start.commit_lsn for start in starts if isinstance(start, Start)]
         next_one = self._ring.at(pursuit.sequence) or self._source.queued(pursuit.sequence)
         if next_one is not None and next_one.commit_lsn <= max(known, default=0):
             return False  # it has some of it already
         # What is read next may be older than where it goes on: after a restart, or on a node that lags.
         if self._ring.newest < max(known, default=0):
             return False
-        if None in starts and self._ring.newest <= member.snapshot.insert_lsn:
+        # Until the snapshots' positions are passed, what comes next may be something that they see.
+        seen = max((start.insert_lsn for start in starts if isinstance(start, Snapshot)), default=0)
+        if self._ring.newest < seen or (next_one is not None and next_one.commit_lsn <= seen):
             return False
-        if None not in starts:
-            member.snapshot = EVER
+        member.snapshot = EVER
         alone = member.audience
         self._members.expel(member)
         member.pursuit = None

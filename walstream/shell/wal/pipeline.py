@@ -460,6 +460,11 @@ class Pipeline:
             self._plan_changes.popleft()
         return self._plan_changes
 
+    @property
+    def lacks_generated(self) -> bool:
+        """Whether changes come without stored generated columns: pgoutput leaves them out."""
+        return self._keeper.is_needed
+
     def load(self, connection: PgConnection) -> LoadedPlan:
         """The plan of now, which may be newer than what the stream has reached. Blocks; raises psycopg2.Error."""
         return plan_source.load(connection, self._settings.schema, self._settings.publication)
