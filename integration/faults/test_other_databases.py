@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from integration.fixtures.node import Node, eventually
 from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, migrate
 from integration.fixtures.ws import phoenix
 from walstream.shell.commands.private_cluster import Cluster
+from walstream.shell.database.postgres import connect
 
 WISH = {"event": "*", "schema": "public", "table": "t"}
 HASTY = {"WALSTREAM_HEARTBEAT_SECONDS": "1s", "WALSTREAM_DRAIN_SECONDS": "1s"}
@@ -73,6 +76,18 @@ def test_names_and_messages_that_break_json_elsewhere_do_not_stop_the_stream(
 
         trio.run(main)
         node.assert_unharmed()
+
+
+@pytest.mark.parametrize("replication", [False, True])
+def test_a_machine_that_answers_nothing_is_given_up_within_a_minute(database: TestDatabase, replication: bool) -> None:
+    """Scenario 9: by the kernel, whether something was sent or not."""
+    with Proxy(database.cluster.socket_dir / ".s.PGSQL.5432") as proxy:
+        dsn = f"host=127.0.0.1 port={proxy.port} user=postgres dbname={database.name}"
+        opened = connect(dsn, application_name="test", replication=replication)
+        with socket.socket(fileno=os.dup(opened.fileno())) as seen:
+            assert seen.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+            assert seen.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        opened.close()
 
 
 def test_another_cluster_behind_the_same_address_is_told_to_everybody(tmp_path: Path) -> None:

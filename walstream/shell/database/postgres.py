@@ -32,6 +32,9 @@ PINNED = {
 }
 """Session settings that decide how values are printed; roles and databases may have other defaults."""
 
+SILENCE_MS = 60_000
+"""A server whose machine answers nothing for this long is given up; only on TCP."""
+
 CONNECT_SECONDS = 10
 
 
@@ -66,6 +69,9 @@ def connect(
             keepalives_idle=30,
             keepalives_interval=10,
             keepalives_count=3,
+            # Probes are sent on quiet connections only: with something unanswered the kernel would try for a quarter
+            # of an hour. Milliseconds.
+            tcp_user_timeout=given.get("tcp_user_timeout", SILENCE_MS),
         )
     except psycopg2.Error as error:
         raise translate(error, Redactor(passwords_of(dsn))) from error
