@@ -125,6 +125,7 @@ class Supervisor:
             if not self.holds:
                 self._daemon.environ[VARIABLE], self.next_fault = self.next_fault, ""  # a fault happens once
                 self._daemon.start(wait="")
+                is_known = False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -162,6 +163,7 @@ class Lab:
 
     def kill_daemon(self) -> None:
         """SIGKILL; the supervisor starts it again. Waits until it is dead."""
+        eventually(lambda: self.daemon.is_running)  # one that has just died is about to begin again
         deaths = len(self.supervisor.deaths)
         self.kills.append(time.time())
         with contextlib.suppress(ProcessLookupError):
