@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import signal
@@ -408,6 +409,45 @@ def test_live_prints_what_the_daemon_sends(walstream: Walstream, prepared: TestD
     gone = walstream("listen", "users", "5", "--live")
     assert gone.code == 1
     assert "no daemon answers" in gone.err
+
+
+def test_live_begins_with_rows_or_where_it_was(walstream: Walstream, prepared: TestDatabase, tmp_path: Path) -> None:
+    prepared.execute("create table public.users (id int primary key, name text); insert into users values (1, 'Ann')")
+    walstream.ok("subscribe", "users")
+    with running_daemon(prepared.dsn, tmp_path) as daemon, contextlib.ExitStack() as stack:
+        walstream.environ |= {
+            "WALSTREAM_LISTEN": f"127.0.0.1:{daemon.port}",
+            "WALSTREAM_SLOT": daemon.slot,
+            "WALSTREAM_JWT_SECRET": SECRET,
+        }
+
+        def listening(*arguments: str, ready: str) -> Listening:
+            return stack.enter_context(contextlib.closing(Listening(walstream, "users", *arguments, ready=ready)))
+
+        refused = listening("--snapshot", ready="Changes may be missing")
+        assert refused.told[-1].endswith("permission denied for table users [snapshot_failed]\n")
+        prepared.execute("grant select on users to service_role")
+        rows = listening("--snapshot", ready="is complete")
+        assert "all 1 rows" in "".join(rows.told)
+        assert rows.change()[1] == {
+            "operation": "SNAPSHOT", "schema": "public", "table": "users", "new": {"id": 1, "name": "Ann"}, "old": None,
+        }  # fmt: skip
+        prepared.execute("insert into users values (2, 'Eve')")
+        prepared.execute("insert into users values (3, 'Bob')")
+        second, third = rows.payloads(2)
+        assert [change["new"]["id"] for change in (second, third)] == [2, 3]
+        again = listening("--json", "--since", second["position"], ready="Going on")
+        assert json.loads(again.line()) == third
+        lost = listening("--since", "00000000.1.1.0", ready="Changes may be missing")
+        assert lost.told[-1].endswith("[other_cluster]\n")
+        both = listening("--since", "00000000.1.1.0", "--snapshot", ready="is complete")
+        assert [change["operation"] for change in both.payloads(3)] == ["SNAPSHOT"] * 3
+        wild = walstream("listen", "public.*", "9", "--snapshot")
+        assert wild.code == 1
+        assert "not supported for wildcard subscriptions" in wild.err
+    odd = walstream("listen", "users", "--since", "yesterday")
+    assert odd.code == 2
+    assert "not a position" in odd.err
 
 
 def test_the_documented_script(walstream: Walstream, prepared: TestDatabase) -> None:

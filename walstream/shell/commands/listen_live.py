@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlencode
 
 import msgspec
@@ -18,6 +18,7 @@ from walstream.auth import tokens
 from walstream.capture.names import parse_table_pattern
 from walstream.channel.topic import feed_topic
 from walstream.errors import EnvironmentFailure, TokenError, WalstreamError
+from walstream.protocol.snapshot import EVENT
 from walstream.shell.commands.daemon_health import reachable, tls_context
 from walstream.shell.commands.listen import APPLICATION_NAME, Wish, find
 from walstream.shell.commands.listen_output import Output, leaves
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS: Final = 10.0
 HEARTBEAT_SECONDS: Final = 20.0
 CLOSE_SECONDS: Final = 1.0
+PROGRESS_SECONDS: Final = 1.0
 TOKEN_SECONDS: Final = 30 * 86_400
 ROLE: Final = "service_role"
 OPERATIONS: Final = frozenset({"INSERT", "UPDATE", "DELETE", "TRUNCATE"})
@@ -67,11 +69,36 @@ class _Reply(msgspec.Struct):
 class _System(msgspec.Struct):
     status: str = ""
     message: str = ""
+    event: str = ""
+    reason: str = ""
+
+
+class _Page(msgspec.Struct):
+    """A page of a snapshot. ``rows`` go on as they are."""
+
+    schema: str
+    table: str
+    rows: list[msgspec.Raw]
+    total: int
+    estimate: int | None
+    last: bool
+
+
+class _PageFrame(msgspec.Struct):
+    data: _Page
+
+
+class Beginning(NamedTuple):
+    """``since``: go on after the change with this position; ``snapshot``: the table's rows come first."""
+
+    since: str = ""
+    snapshot: bool = False
 
 
 _decode_frame = msgspec.json.Decoder(_Frame).decode
 _decode_named = msgspec.json.Decoder(_Named).decode
 _decode_reply = msgspec.json.Decoder(_Reply).decode
+_decode_page = msgspec.json.Decoder(_PageFrame).decode
 _decode_system = msgspec.json.Decoder(_System).decode
 _encode = msgspec.json.Encoder().encode
 HEARTBEAT: Final = '[null,"heartbeat","phoenix","heartbeat",{}]'
@@ -83,11 +110,16 @@ class DaemonUnreachable(EnvironmentFailure):
     code = "daemon_unreachable"
 
 
+LIVE: Final = Beginning()
+
+
 class Client:
     """One WebSocket in one topic. ``token``: None for one of our own making. ``run`` once."""
 
-    def __init__(self, wish: Wish, output: Output, token: str | None) -> None:
+    def __init__(self, wish: Wish, output: Output, token: str | None, beginning: Beginning = LIVE) -> None:
         self._wish = wish
+        self._beginning = beginning
+        self._told_at = 0.0
         self._config = wish.config
         self._output = output
         self._token = token
@@ -156,6 +188,10 @@ class Client:
 
     async def _converse(self, socket: trio_websocket.WebSocketConnection, token: str) -> None:
         join: dict[str, object] = {"config": {}}
+        if self._beginning.since:
+            join["since"] = self._beginning.since
+        if self._beginning.snapshot:
+            join["snapshot"] = True
         if token:
             join["access_token"] = token
         try:
@@ -183,15 +219,35 @@ class Client:
             named = _decode_named(payload)
             self._output.add(named.schema, named.table, payload)
             await self._output.flush()
+        elif frame.event == EVENT:
+            await self._take_page(_decode_page(payload).data)
         elif frame.event == "phx_reply" and frame.ref == JOIN_REF:
             reply = _decode_reply(payload)
             if reply.status != "ok":
                 raise EnvironmentFailure(f"the daemon refuses {self._topic}: {reply.response.reason}")
         elif frame.event == "system":
             told = _decode_system(payload)
-            if told.status == "ok":
+            if told.event:
+                self._wish.say(f"{self._topic}: {told.message}{f' [{told.reason}]' if told.reason else ''}")
+            elif told.status == "ok":
                 self._wish.say(f"{self._topic}: {told.message}; Ctrl+C ends it")
             else:
                 raise EnvironmentFailure(f"the daemon refuses {self._topic}: {told.message}")
         elif frame.event in ("phx_error", "phx_close"):
             raise DaemonUnreachable(f"the daemon ended the topic {self._topic}")
+
+    async def _take_page(self, page: _Page) -> None:
+        """Print its rows, each in the form of a change; how far it is, once a second."""
+        names = b'"schema":%b,"table":%b' % (_encode(page.schema), _encode(page.table))
+        for row in page.rows:
+            self._output.add(
+                page.schema, page.table, b'{"operation":"SNAPSHOT",%b,"new":%b,"old":null}' % (names, bytes(row))
+            )
+        await self._output.flush()
+        now = trio.current_time()
+        if now - self._told_at >= PROGRESS_SECONDS and not page.last:
+            self._told_at = now
+            expected = f" of about {page.estimate}" if page.estimate else ""
+            self._wish.say(f"{self._topic}: {page.total}{expected} rows")
+        elif page.last:
+            self._wish.say(f"{self._topic}: all {page.total} rows")
