@@ -7,7 +7,7 @@ records may be decoded before their transactions end, as those of the real one m
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pytest
 import trio
@@ -164,6 +164,9 @@ class World:
         if not self.asked.keys() - self.joined.keys() and not self.server.ending and choice % 3 == 0:
             self.rig.ring.clear()
 
+    async def settle(self) -> None:
+        """Nothing more happens by itself: let come what somebody else still has to do."""
+
     # -- what has to come of it
 
     def of(self, pair: tuple[int, str]) -> list[Got]:
@@ -206,13 +209,14 @@ class World:
     moved = False
 
 
+W = TypeVar("W", bound=World)
 ACTIONS = ("begin", "commit", "finish", "decode", "ask", "snapshot", "join", "leave", "move", "shrink", "turn", "flush")
 WEIGHTED = (*ACTIONS, "commit", "decode", "decode", "ask", "snapshot", "join", "join", "finish", "turn")
 steps = st.lists(st.tuples(st.sampled_from(WEIGHTED), st.integers(0, 200)), min_size=60, max_size=100)
 
 
-async def play(script: list[tuple[str, int]]) -> World:
-    world = World()
+async def play(script: list[tuple[str, int]], make: Callable[[], W]) -> W:
+    world = make()
     doing: dict[str, Callable[[], Awaitable[None]]] = {
         "turn": trio.lowlevel.checkpoint,
         "flush": world.rig.fanout.flush,
@@ -228,6 +232,7 @@ async def play(script: list[tuple[str, int]]) -> World:
         while world.decoded < len(world.server.wal):
             world.decode(1)
         await trio.testing.wait_all_tasks_blocked()
+        await world.settle()
         await world.rig.fanout.flush()
         nursery.cancel_scope.cancel()
     return world
@@ -242,5 +247,5 @@ def test_every_live_transaction_is_delivered_exactly_once(moving: bool, script: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fanout_module, "SLICE_CHANGES", 2)
         patch.setattr(frames_module, "SLICE_SOCKETS", 1)
-        world = run(play, script)
+        world: World = run(play, script, World)
     world.check()

@@ -5,8 +5,6 @@ The world is that of ``test_fanout_joins``; two thirds of its sockets look throu
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 import msgspec
 import pytest
 import trio
@@ -15,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.predicate.rows import TABLE, catalog
-from tests.shell.delivery.test_fanout_joins import ACTIONS, ROLES, WEIGHTED, Joined, World
+from tests.shell.delivery.test_fanout_joins import ACTIONS, ROLES, WEIGHTED, Joined, World, play
 from tests.shell.fanout_support import BEFORE, Rig, Wire, changes, got, is_clean, outbox
 from tests.support import run
 from walstream.lsn import Lsn
@@ -142,6 +140,12 @@ class Judged(World):
         self.judge.answer(choice)
         self.rig.fanout.judged()
 
+    async def settle(self) -> None:
+        while self.judge.pending:
+            self.answer(7)
+            await trio.testing.wait_all_tasks_blocked()
+        assert not self.rig.fanout._members.waiting
+
     def expected(self, joined: Joined) -> list[tuple[int, int, tuple[int, ...]]]:
         pair = (joined.socket, joined.topic)
         found = super().expected(joined)
@@ -159,32 +163,6 @@ ANSWERED = (*WEIGHTED, "answer", "answer", "answer")
 steps = st.lists(st.tuples(st.sampled_from(ANSWERED), st.integers(0, 200)), min_size=60, max_size=120)
 
 
-async def play(script: list[tuple[str, int]]) -> Judged:
-    world = Judged()
-    doing: dict[str, Callable[[], Awaitable[None]]] = {
-        "turn": trio.lowlevel.checkpoint,
-        "flush": world.rig.fanout.flush,
-    }
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.rig.fanout.run)
-        for name, choice in script:
-            if name in doing:
-                nursery.start_soon(doing[name]) if choice % 2 else await doing[name]()
-                continue
-            world.moved |= name == "move"
-            getattr(world, name)(choice)
-        while world.decoded < len(world.server.wal):
-            world.decode(1)
-        await trio.testing.wait_all_tasks_blocked()
-        while world.judge.pending:
-            world.answer(len(script))
-            await trio.testing.wait_all_tasks_blocked()
-        await world.rig.fanout.flush()
-        nursery.cancel_scope.cancel()
-    assert not world.rig.fanout._members.waiting
-    return world
-
-
 @pytest.mark.parametrize("moving", [False, True])
 @given(script=steps)
 @settings(max_examples=200)
@@ -195,7 +173,7 @@ def test_whoever_may_see_a_row_gets_it_once_and_in_order(moving: bool, script: l
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fanout_module, "SLICE_CHANGES", 2)
         patch.setattr(frames_module, "SLICE_SOCKETS", 1)
-        world = run(play, script)
+        world: Judged = run(play, script, Judged)
     world.check()
 
 

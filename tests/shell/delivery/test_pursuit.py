@@ -45,9 +45,6 @@ class Narrow(Wire):
     def sendmsg(self, buffers: Iterable[bytes | memoryview]) -> int:
         return self.send(b"".join(buffers))
 
-    def frames(self) -> list[bytes]:
-        raise NotImplementedError
-
 
 class Client:
     """One socket in one topic; ``since``: after which change it began."""
