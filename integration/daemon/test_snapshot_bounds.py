@@ -85,6 +85,12 @@ def test_pages_tell_how_far_they_are(start: Start, cluster: Cluster, template: s
         async with phoenix(node.daemon.websocket_url, apikey=bearer()) as client:
             found, again = await snapshot(client, since="00000000.1.1.0")
             assert (len(rows(found)), again["event"]) == (10, "resumed")
+            assert {page["estimate"] for page in found} == {9}
+        # Who does not see all rows is not told how many there are.
+        node.database.execute("alter table t enable row level security; create policy few on t using (id < 3)")
+        async with phoenix(node.daemon.websocket_url, apikey=bearer()) as client:
+            found, _ = await snapshot(client)
+            assert [(page["count"], page["estimate"]) for page in found] == [(2, None)]
 
     with fresh_database(cluster, template) as fresh, start(fresh, WALSTREAM_SNAPSHOT_ROWS="4") as node:
         node.table("t")

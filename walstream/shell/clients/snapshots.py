@@ -46,7 +46,11 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
 
 FETCH_BYTES: Final = 64 * 1024
-"""Text of rows that is fetched at once, about: its conversion is a few milliseconds of work in a thread."""
+"""Text of rows that is fetched at once, about."""
+
+SLICE_ROWS: Final = 50
+SLICE_BYTES: Final = 16 * 1024
+"""What is converted before other tasks have their turn: half a millisecond of work."""
 
 FETCH_FIRST: Final = 50
 """Rows that are fetched while nobody knows how large they are."""
@@ -284,14 +288,17 @@ class Snapshots:
         owner = wanted.owner
         await session.run(source.open)
         while not source.has_ended:
+            if source.is_empty:
+                await session.run(source.read)
             try:
-                pages = await session.run(source.more)
+                pages = source.take()
             except CatalogMiss as miss:
                 await self._learn(miss)  # the row is still there
                 continue
             for page in pages:
                 await _room(owner.outbox, len(page))
                 owner.push(wanted.serial, EVENT, page)
+            await trio.lowlevel.checkpoint()
 
     async def _source(self, job: _Job, at: int, wish: Wish, moment: Moment, role: str) -> _Source:
         """What is to be read for one item, and how. Raises WalstreamError."""
@@ -339,11 +346,13 @@ class Snapshots:
         if right.columns is not None:
             select = tuple(sorted(right.columns if select is None else right.columns.intersection(select)))
         limits = self._limits
+        # How many rows there are is nobody's business who may not see them all.
+        is_whole = right.protection is None and not admission.looks_at
         pages = Pages(
             admission.relation,
             select,
             [job.wanted.wire[at]],
-            estimate=facts.estimate,
+            estimate=facts.estimate if is_whole else None,
             rows_max=limits.rows,
             record_bytes=limits.record_bytes,
         )
@@ -363,7 +372,7 @@ class Snapshots:
 
 
 class _Source:
-    """Rows of one item on their way into pages. ``open`` and ``more`` block, and raise psycopg2.Error."""
+    """Rows of one item on their way into pages. ``open`` and ``read`` block, and raise psycopg2.Error."""
 
     def __init__(
         self,
@@ -396,20 +405,33 @@ class _Source:
         named = [(column.name, column.type_oid) for column in columns]
         self._reading = Reading(connection, self._facts, named)
 
-    def more(self, connection: PgConnection) -> list[bytes]:
-        """The pages that are full after some more rows. Raises CatalogMiss, after which it is to be called again."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to take before the next ``read``."""
+        return not self._rows and not self._is_read
+
+    def read(self, connection: PgConnection) -> None:
+        """Fetch some more rows."""
         assert self._reading is not None
-        if not self._rows and not self._is_read:
-            self._rows = self._reading.fetch(self._count)
-            self._is_read = len(self._rows) < self._count
-            self._rows.reverse()
-            size = sum([len(value) for row in self._rows for value in row if value is not None])
-            self._count = max(1, min(1000, FETCH_BYTES * self._count // max(size, 1)))
-        while self._rows:
-            self._convert(self._rows[-1])
-            self._rows.pop()
+        self._rows = self._reading.fetch(self._count)
+        self._is_read = len(self._rows) < self._count
         if self._is_read:
             self._reading.close()
+        self._rows.reverse()
+        size = sum([len(value) for row in self._rows for value in row if value is not None])
+        self._count = max(1, min(1000, FETCH_BYTES * self._count // max(size, 1)))
+
+    def take(self) -> list[bytes]:
+        """The pages that some of the rows make full. Raises CatalogMiss, after which it is to be called again."""
+        size = 0
+        for _ in range(SLICE_ROWS):
+            if not self._rows or size > SLICE_BYTES:
+                break
+            values = self._rows[-1]
+            self._convert(values)
+            self._rows.pop()
+            size += sum([len(value) for value in values if value is not None])
+        if self._is_read and not self._rows:
             self._ready.append(self._pages.end())
             self.has_ended = True
         pages, self._ready = self._ready, []
@@ -434,7 +456,7 @@ class _Session:
         self._is_busy = False
 
     async def run(self, work: Callable[[PgConnection], T]) -> T:
-        """Call ``work`` in a thread. Raises WalstreamError and CatalogMiss. After a cancellation only ``give_up``."""
+        """Call ``work`` in a thread. Raises WalstreamError. After a cancellation only ``give_up``."""
 
         def call() -> T:
             try:

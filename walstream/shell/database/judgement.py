@@ -145,7 +145,7 @@ class Session:
 
     def judge(self, question: Question) -> Outcome:
         """Answer a question. Raises psycopg2.Error where it could not be asked (a lost connection)."""
-        if not _can_look(question.viewer):
+        if not can_look(question.viewer):
             return _all_in_doubt(question, f"nobody can look as the role {question.viewer.role!r} with these claims")
         try:
             return self._judge(question)
@@ -329,7 +329,7 @@ def is_passing(error: psycopg2.Error) -> bool:
     return error.pgcode is None or error.pgcode.startswith(_PASSING)
 
 
-def _can_look(viewer: Viewer) -> bool:
+def can_look(viewer: Viewer) -> bool:
     """Whether a session can be made the viewer's. "none" is SQL's word for taking a role off again."""
     role, claims = viewer
     try:

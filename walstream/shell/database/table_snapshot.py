@@ -20,8 +20,8 @@ from walstream.policy import Viewer
 from walstream.policy.claims import ROLE, session_settings
 from walstream.shell.database.access import Rights, load_rights
 from walstream.shell.database.catalog import load_relations, name_arrays
+from walstream.shell.database.judgement import can_look
 from walstream.shell.database.plan_source import LoadedPlan
-from walstream.shell.database.rows import is_text
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
@@ -85,9 +85,9 @@ def begin(
     ``seconds``: how long it may take. ``stored``: whether changes lack stored generated columns, too. Raises
     psycopg2.Error, DatabaseRefused for claims that no session can have.
     """
+    if not can_look(viewer):
+        raise DatabaseRefused("nobody can look as this role with these claims")
     settings = session_settings(viewer)
-    if not all(map(is_text, settings.values())):
-        raise DatabaseRefused("these claims cannot be a session's settings")
     with connection.cursor() as cursor:
         # No statement before the locks takes the snapshot: what empties or rewrites a table is over, or waits for us.
         cursor.execute("begin isolation level repeatable read, read only")
