@@ -38,7 +38,7 @@ TICK_SECONDS: Final = 0.002
 """A tick ends when nothing is there to read, or after this much; see ``PAUSE_SECONDS``."""
 
 GULP_MESSAGES_MIN: Final = 8
-GULP_MESSAGES_MAX: Final = 256
+GULP_MESSAGES_MAX: Final = 48
 """Messages that are read before they are handed over together, and between looks at the clock.
 
 As many as the tick has had before, so that it lasts no more than about twice its time however long each takes.
