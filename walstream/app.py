@@ -337,7 +337,7 @@ class Daemon:
         watch("broadcasts_refused", lambda: self.rooms.broadcasts_refused)
         watch("messages_stored", lambda: self.store.stored)
         watch("history_bytes", lambda: self.ring.size)
-        watch("clients_behind", lambda: self.fanout.behind)
+        watch("clients_behind", lambda: len(self.fanout.pursuits))
         watch("rows_to_judge", lambda: len(self.judge))
         watch("history_seconds", lambda: self.ring.seconds_kept(trio.current_time()))
 

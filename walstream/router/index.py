@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from walstream.model import Catalog, CatalogMiss, Change, Column, Operation, Relation, Row
+from walstream.model import Catalog, CatalogMiss, Change, Column, Operation, Relation
 from walstream.policy import Guard, Viewer
 from walstream.predicate import Literals, Predicate, compile  # noqa: A004
 from walstream.predicate.expression import Compare, InList, IsDistinct, leaves
@@ -148,11 +148,7 @@ class Router:
 
     def match(self, change: Change) -> Sequence[Binding]:
         """The distinct bindings that want the change, in no order. The result is not to be altered."""
-        view = self._views.get(change.relation)
-        if view is None:
-            view = self._view(change.relation)
-        operation = change.operation
-        return view.lanes[operation].match(change.new if operation is Operation.INSERT else deciding_row(change))
+        return self.view(change.relation).match(change)
 
     def view(self, relation: Relation) -> View:
         """The bindings that concern a relation."""
@@ -229,17 +225,6 @@ class Router:
             self.faults[key] = fault
         else:
             self.faults.pop(key, None)
-
-
-def deciding_row(change: Change) -> Row | None:
-    """The row by which it is decided who gets a change: the newest that there is. None for a TRUNCATE."""
-    if change.operation is Operation.DELETE:
-        return change.old
-    new, old = change.new, change.old
-    if old is not None and new is not None and None in new:
-        # Unchanged TOASTed values are in the old row, if REPLICA IDENTITY FULL puts it into the WAL.
-        return tuple([before if after is None else after for after, before in zip(new, old, strict=True)])
-    return new
 
 
 def _own_literals(wish: Binding, literals: Literals) -> dict[tuple[int, str], bytes | str]:

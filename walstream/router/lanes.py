@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from walstream.errors import FilterError
-from walstream.model import Catalog, CatalogMiss, Operation, Relation, Row
+from walstream.model import Catalog, CatalogMiss, Change, Operation, Relation, Row
 from walstream.policy import Ask, Guard, Sifted
 from walstream.predicate import Compiler, Expression, Literals, Predicate, columns_of
 from walstream.predicate.compile import NULL
@@ -143,6 +143,17 @@ class Sight(NamedTuple):
     sees: Predicate | None = None
 
 
+def deciding_row(change: Change) -> Row | None:
+    """The row by which it is decided who gets a change: the newest that there is. None for a TRUNCATE."""
+    if change.operation is Operation.DELETE:
+        return change.old
+    new, old = change.new, change.old
+    if old is not None and new is not None and None in new:
+        # Unchanged TOASTed values are in the old row, if REPLICA IDENTITY FULL puts it into the WAL.
+        return tuple([before if after is None else after for after, before in zip(new, old, strict=True)])
+    return new
+
+
 class View:
     """All bindings that concern one state of a table's definition, compiled for it.
 
@@ -218,6 +229,11 @@ class View:
     def _way(self, cover: _Cover, compiler: Compiler) -> _Way:
         check = None if cover.rest is None else compiler.predicate(cover.rest)
         return _Way(self.relation.positions[cover.column], compiler.equal_key(cover.column), cover.values, check)
+
+    def match(self, change: Change) -> Sequence[Binding]:
+        """See ``Router.match``."""
+        operation = change.operation
+        return self.lanes[operation].match(change.new if operation is Operation.INSERT else deciding_row(change))
 
     def drop(self, binding_id: int) -> None:
         """Forget a binding."""

@@ -14,7 +14,7 @@ import msgspec
 from walstream.model import Change, Operation, Row, Snapshot, Transaction
 from walstream.policy import Viewer
 from walstream.protocol.shapes import Shape, TransactionText
-from walstream.router.index import deciding_row
+from walstream.router.lanes import deciding_row
 from walstream.shell.delivery.judge import Verdict
 from walstream.shell.delivery.outbox import Outbox
 

@@ -22,8 +22,8 @@ from walstream.predicate import columns_of
 from walstream.protocol.changes import RECORD_BYTES_MAX
 from walstream.protocol.shapes import TransactionText
 from walstream.router.binding import Binding
-from walstream.router.index import Router, deciding_row
-from walstream.router.lanes import Sight, View
+from walstream.router.index import Router
+from walstream.router.lanes import Sight, View, deciding_row
 from walstream.shell.database.access import TableRight
 from walstream.shell.delivery.audience import (
     Audience,
@@ -198,11 +198,6 @@ class Fanout:
         ``starts``: one for each of the key's ids: a snapshot for a binding that begins as with ``join``.
         """
         return self.pursuits.resume(outbox, key, starts, asked_at)
-
-    @property
-    def behind(self) -> int:
-        """Members that are served from the ring at their own pace."""
-        return len(self.pursuits)
 
     @property
     def routed(self) -> int:
@@ -399,7 +394,7 @@ class Fanout:
         touched: dict[Audience, None],
     ) -> None:
         view = self._router.view(change.relation)
-        matched = self._router.match(change)
+        matched = view.match(change)
         if view.sifted:
             self._doubt(change, view)
         if not matched:

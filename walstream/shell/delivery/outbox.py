@@ -45,8 +45,7 @@ class Outbox:
     is always taken by an empty outbox. ``wake``: called when a rest remains that the kernel would not take; it must
     arrange for ``drain`` to run. ``on_overflow``: called once, with the outbox in state OVERFLOW and its queue
     untouched; the refused chunk is the first that the socket does not get. It may call ``finish`` (the socket is
-    closed) or ``reopen`` (the socket is served from elsewhere first), now or later, but must not change who is
-    subscribed to what: it is called in the middle of a fan-out.
+    closed), now or later, but must not change who is subscribed to what: it is called in the middle of a fan-out.
     """
 
     __slots__ = (
@@ -152,13 +151,6 @@ class Outbox:
         self._queue = [*(self._queue or ()), last]
         self.queued_bytes += len(last)
         self.flush()
-
-    def reopen(self) -> None:
-        """After an overflow: take chunks again. The queue is as it was when the first chunk was refused, or shorter."""
-        if self.state is State.OVERFLOW:
-            self.state = State.OPEN
-            if not self.queued_bytes:
-                self._queue = None
 
     def die(self) -> None:
         """The connection is gone: drop everything."""
