@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from integration.fixtures.cells import identifier
+
 U1, U2, U3 = (f"{digit * 8}-1111-4111-8111-{digit * 12}" for digit in "ab7")
 ROLES = ("alpha", "beta")
 
@@ -80,10 +82,6 @@ KEYS = ("sub", "role", "email", "org", "org_id", "admin", "teams", "app_metadata
 
 def quote(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
-
-
-def identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def row(rng: random.Random) -> dict[str, str | None]:

@@ -17,6 +17,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
 
+from integration.fixtures.cells import identifier, stored_rows
 from integration.fixtures.postgres import TestDatabase
 from integration.policy.cases import (
     ROLES,
@@ -26,11 +27,9 @@ from integration.policy.cases import (
     Condition,
     claims,
     condition,
-    identifier,
     quote,
 )
 from integration.policy.cases import row as random_row
-from walstream.decoder.values import from_text
 from walstream.model import Catalog, Relation, Row
 from walstream.policy import Ask, Guard, Protection, Sifted, Viewer, guard
 from walstream.policy.claims import Number, session_settings
@@ -80,19 +79,7 @@ class World:
             return cursor.fetchall() if cursor.description else []
 
     def _rows(self) -> list[Row]:
-        columns = self.relation.columns
-        texts = ", ".join(
-            f"case when {identifier(column.name)} is not null then format('%s', {identifier(column.name)}) end"
-            for column in columns
-        )
-        converters = [from_text(self.catalog.types[column.type_oid], self.catalog) for column in columns]
-        return [
-            tuple(
-                b"null" if text is None else convert(str(text).encode())
-                for text, convert in zip(row, converters, strict=True)
-            )
-            for row in self.execute(f"select {texts} from public.docs order by id")
-        ]
+        return stored_rows(self.execute, self.relation, self.catalog, "public.docs order by id")
 
     def viewer(self) -> Viewer:
         return Viewer(self.rng.choice(list(self.roles.values())), claims(self.rng))

@@ -9,6 +9,8 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from integration.fixtures.cells import identifier
+
 
 class ColumnKind(NamedTuple):
     """A column with what goes in and what it is compared with. ``ops``: of eq, order, text, bool."""
@@ -163,10 +165,6 @@ class Case(NamedTuple):
 def quote(text: str) -> str:
     """A literal, whatever standard_conforming_strings says about backslashes."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def condition(rng: random.Random) -> tuple[ColumnKind, str, tuple[str | None, ...]]:

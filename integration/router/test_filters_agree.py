@@ -9,10 +9,10 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
 
+from integration.fixtures.cells import identifier, stored_rows
 from integration.fixtures.postgres import TestDatabase
-from integration.router.cases import DECLARATIONS, KINDS, Case, client_case, identifier, quote, row_case
+from integration.router.cases import DECLARATIONS, KINDS, Case, client_case, quote, row_case
 from walstream.capture import parse_row_filter, print_filter
-from walstream.decoder.values import from_text
 from walstream.errors import FilterError
 from walstream.model import Catalog, Column, Relation, Row
 from walstream.predicate import Expression, compile, like, literals_needed, normalise, regex  # noqa: A004
@@ -57,20 +57,7 @@ class Table:
         return Relation("public", "samples", info.columns, info.primary_key, oid=info.oid)
 
     def _rows(self) -> list[Row]:
-        columns = self.relation.columns
-        # format() prints with the output functions, which is what output plugins do; casts to text differ for some.
-        texts = ", ".join(
-            f"case when {identifier(column.name)} is not null then format('%s', {identifier(column.name)}) end"
-            for column in columns
-        )
-        converters = [from_text(self.catalog.types[column.type_oid], self.catalog) for column in columns]
-        return [
-            tuple(
-                b"null" if text is None else convert(str(text).encode())
-                for text, convert in zip(row, converters, strict=True)
-            )
-            for row in self._execute(f"select {texts} from samples order by samples.id")
-        ]
+        return stored_rows(self._execute, self.relation, self.catalog, "samples order by samples.id")
 
     def postgres(self, sql: str) -> list[bool | None] | str:
         """PostgreSQL's answer for each row, or its refusal."""
