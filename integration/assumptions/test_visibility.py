@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from integration.assumptions.stream import PLUGINS, eventually, make_slot, streaming
-from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database
+from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, missing_standby
 from walstream.lsn import Lsn
 
 ASK = "select pg_current_snapshot()::text, pg_current_wal_flush_lsn()::text"
@@ -19,9 +19,6 @@ ASK = "select pg_current_snapshot()::text, pg_current_wal_flush_lsn()::text"
 @contextmanager
 def hung_commit(database: TestDatabase) -> Iterator[None]:
     """A commit that is in the WAL and waits for a standby that does not exist; it ends with the block."""
-    database.execute("alter system set synchronous_standby_names = 'nobody'")
-    database.execute("select pg_reload_conf()")
-    eventually(lambda: database.scalar("select current_setting('synchronous_standby_names')") == "nobody")
 
     def commit() -> None:
         connection = database.connect()
@@ -29,14 +26,11 @@ def hung_commit(database: TestDatabase) -> Iterator[None]:
         connection.close()
 
     thread = threading.Thread(target=commit)
-    thread.start()
-    try:
+    with missing_standby(database):
+        thread.start()
         eventually(lambda: bool(database.query("select 1 from pg_stat_activity where wait_event = 'SyncRep'")))
         yield
-    finally:
-        database.execute("alter system reset synchronous_standby_names")
-        database.execute("select pg_reload_conf()")
-        thread.join()
+    thread.join()
 
 
 @pytest.fixture

@@ -15,8 +15,13 @@ import trio
 from integration.daemon.conftest import Node, Start
 from integration.daemon.leaks import Got, User, Workload, complaints
 from integration.fixtures.daemon import token
-from integration.fixtures.node import eventually
-from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, prepared_template
+from integration.fixtures.postgres import (
+    TestDatabase,
+    fresh_cluster,
+    fresh_database,
+    missing_standby,
+    prepared_template,
+)
 from integration.fixtures.ws import PhoenixClient, phoenix
 from walstream.shell.commands.private_cluster import Cluster
 
@@ -119,21 +124,17 @@ def test_rows_are_judged_only_when_their_transaction_can_be_seen(start: Start, t
         async with phoenix(node.daemon.websocket_url, apikey=bearer) as client, trio.open_nursery() as nursery:
             for table in ("asked", "own"):
                 await client.subscribe(f"realtime:{table}", {"event": "*", "schema": "public", "table": table})
-            write(database, "alter system set synchronous_standby_names = 'nobody'")
-            write(database, "select pg_reload_conf()")
-            eventually(lambda: database.scalar("show synchronous_standby_names") == "nobody")
             hung = (
                 "insert into asked values (1, 7); insert into members values (7, 'ada');"
                 "insert into own values (1, 'ada')"
             )
-            nursery.start_soon(trio.to_thread.run_sync, write, database, hung)
-            # What needs no asking is there at once, although nobody else can see the row yet.
-            (own,) = await client.changes(1, topic="realtime:own")
-            assert own["record"] == {"id": 1, "owner": "ada"}
-            assert database.scalar("select count(*) from own") == 0
-            assert not [frame for frame in await client.drain() if frame.topic == "realtime:asked"]
-            write(database, "alter system reset synchronous_standby_names")
-            write(database, "select pg_reload_conf()")
+            with missing_standby(database):
+                nursery.start_soon(trio.to_thread.run_sync, write, database, hung)
+                # What needs no asking is there at once, although nobody else can see the row yet.
+                (own,) = await client.changes(1, topic="realtime:own")
+                assert own["record"] == {"id": 1, "owner": "ada"}
+                assert database.scalar("select count(*) from own") == 0
+                assert not [frame for frame in await client.drain() if frame.topic == "realtime:asked"]
             (asked,) = await client.changes(1, topic="realtime:asked")
             assert asked["record"] == {"id": 1, "team": 7}
 
