@@ -15,7 +15,7 @@ from walstream.errors import DatabaseUnreachable
 from walstream.shell.database import publications
 from walstream.shell.database.postgres import Database
 from walstream.shell.database.publications import Synced
-from walstream.shell.wal.publication_keeper import LOOK_SECONDS, RETRY_SECONDS, WILDCARD_SECONDS, PublicationKeeper
+from walstream.shell.wal.publication_keeper import LOOK_SECONDS, RETRY_SECONDS, PublicationKeeper
 
 
 class Base:
@@ -104,15 +104,6 @@ def test_a_plan_is_followed_at_once_and_looked_after() -> None:
         await wait_all_tasks_blocked()
         assert base.looks == 1
         await trio.sleep(LOOK_SECONDS * 3.5)
-        assert base.looks == 4
-
-    scene(main)
-
-
-def test_a_wildcard_is_looked_after_more_often() -> None:
-    async def main(base: Base) -> None:
-        base.keeper.use(plan("shop.*"))
-        await trio.sleep(WILDCARD_SECONDS * 3.5)
         assert base.looks == 4
 
     scene(main)

@@ -18,11 +18,9 @@ from walstream.shell.database import publications
 from walstream.shell.database.postgres import Database
 from walstream.telemetry.log import PUBLICATIONS_BEHIND
 
-WILDCARD_SECONDS: Final = 5.0
-"""How long a new table that only a wildcard names may go unnoticed: no plugin tells of CREATE TABLE."""
-
-LOOK_SECONDS: Final = 30.0
-"""The same for a table that is named: dropped and made anew, it is no longer published, and nothing else tells."""
+LOOK_SECONDS: Final = 5.0
+"""How long it may go unnoticed that a table is not published: one that only a wildcard names, for no plugin tells of
+CREATE TABLE; one that was dropped and made anew; and a publication that was dropped before anything was written."""
 
 TABLES_MAX: Final = 100_000
 """Tables that are remembered as published; those that were dropped since are among them."""
@@ -71,8 +69,7 @@ class PublicationKeeper:
     async def run(self) -> None:
         """Follow the plan, for ever. Cancelling it leaves the publications as they are."""
         while True:
-            patience = WILDCARD_SECONDS if self._plan is not None and _has_wildcard(self._plan) else LOOK_SECONDS
-            with trio.move_on_after(patience):
+            with trio.move_on_after(LOOK_SECONDS):
                 await self._changed.wait()
             self._changed = trio.Event()
             if self._plan is None:
@@ -99,7 +96,3 @@ class PublicationKeeper:
         if error not in self._said:
             self._said |= {error}
             log.warning(PUBLICATIONS_BEHIND, error=error, repair=repair)
-
-
-def _has_wildcard(plan: Plan) -> bool:
-    return any(row.pattern.table is None for row in plan.rows if not row.problem)
