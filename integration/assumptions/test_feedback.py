@@ -180,9 +180,9 @@ class Writers:
             for _ in range(chance.randint(1, 4)):
                 connection.cursor().execute(
                     "insert into t (v) select repeat('y', 50) from generate_series(1, %s)",
-                    (chance.choice((1, 5, 400)),),
+                    (chance.choice((1, 5, 100)),),
                 )
-                time.sleep(chance.random() * 0.01)
+                time.sleep(chance.random() * 0.02)
             connection.commit()
             with self._lock:
                 self.committed += 1
