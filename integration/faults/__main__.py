@@ -25,6 +25,7 @@ from integration.faults.scenarios import BY_NAME, SCENARIOS, Scenario
 from tests.support import clean_environment
 
 ORACLES = ("P1", "P2", "P3", "P4", "P8", "back")
+SERVERS = ("with-wal2json", "newest")
 BATCH = 10
 """Rounds in one laboratory; the next one begins with a new server and new seeds."""
 
@@ -32,9 +33,10 @@ BATCH = 10
 class Report:
     """One scenario with one decoder."""
 
-    def __init__(self, scenario: Scenario, decoder: str) -> None:
+    def __init__(self, scenario: Scenario, decoder: str, server: str) -> None:
         self.scenario = scenario
         self.decoder = decoder
+        self.server = server
         self.findings = Findings()
         self.rounds = 0
 
@@ -47,7 +49,7 @@ class Report:
         """The row of the table."""
         findings = self.findings
         yield self.scenario.name
-        yield self.decoder
+        yield self.decoder if self.server == SERVERS[0] else f"{self.decoder}, {self.server}"
         yield f"{self.rounds}"
         yield f"{findings.faults}"
         yield f"{findings.changes:,}"
@@ -61,12 +63,15 @@ class Report:
         yield f"{quantile(pauses, 0.5):.1f} / {quantile(pauses, 0.95):.1f}" if pauses else ""
 
 
-def run(scenario: Scenario, decoder: str, rounds: int, seed: int, rate: float | None) -> Report:
-    """Some rounds of a scenario, in laboratories of ``BATCH`` each."""
-    report = Report(scenario, decoder)
+def run(scenario: Scenario, source: tuple[str, str], rounds: int, seed: int, rate: float | None) -> Report:
+    """Some rounds of a scenario, in laboratories of ``BATCH`` each. ``source``: decoder and server."""
+    decoder, server = source
+    report = Report(scenario, decoder, server)
     more = {} if rate is None else {"rate": rate}
     while report.rounds < rounds and not report.findings.all:
-        plan = Plan(**{"decoder": decoder, "seed": seed + report.rounds, **scenario.plan, **more})
+        plan = Plan(
+            **{"decoder": decoder, "seed": seed + report.rounds, **scenario.plan, **more}, is_newest=server == "newest"
+        )
         with _directory() as directory:
             try:
                 with laboratory(directory, plan) as lab:
@@ -121,6 +126,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--scenario", action="append", choices=sorted(BY_NAME), help="only this one; may be repeated")
     parser.add_argument("--decoder", choices=("wal2json", "pgoutput"), help="only this one")
+    parser.add_argument(
+        "--server", choices=SERVERS, default=SERVERS[0], help="the newest of this machine, or of those with wal2json"
+    )
     parser.add_argument("--seed", type=int, help="what chance begins with; a new one each time unless given")
     parser.add_argument("--rate", type=float, help="row changes a second, about")
     return parser.parse_args()
@@ -136,10 +144,10 @@ def main() -> int:
     print(f"seed {seed}", file=sys.stderr)
     reports = []
     for scenario in wanted:
-        for decoder in scenario.decoders:
+        for decoder in scenario.decoders if arguments.server == SERVERS[0] else ("pgoutput",):
             if arguments.decoder in (None, decoder):
                 rounds = arguments.rounds if arguments.scenario else max(1, round(arguments.rounds * scenario.share))
-                reports.append(run(scenario, decoder, rounds, seed, arguments.rate))
+                reports.append(run(scenario, (decoder, arguments.server), rounds, seed, arguments.rate))
     table = Table(title=f"{arguments.rounds} rounds, seed {seed}, {time.monotonic() - begun:.0f} s")
     for column in ("scenario", "decoder", "rounds", "faults", "changes", "delivered", *ORACLES, "else", "back p50/p95"):
         table.add_column(column)
@@ -150,8 +158,8 @@ def main() -> int:
     for report in failed:
         for line in report.findings.all:
             print(f"{report.scenario.name}, {report.decoder}: {line}")
-        again = f'--scenario "{report.scenario.name}" --decoder {report.decoder} --rounds {report.rounds} --seed {seed}'
-        print(f"again: scripts/faults {again}")
+        again = f'--scenario "{report.scenario.name}" --decoder {report.decoder} --server {report.server}'
+        print(f"again: scripts/faults {again} --rounds {report.rounds} --seed {seed}")
     print("all held" if not failed else f"{len(failed)} of {len(reports)} not held")
     return 1 if failed else 0
 

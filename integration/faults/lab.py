@@ -25,7 +25,14 @@ from integration.faults.subscribers import Subscriber, Subscribers
 from integration.faults.tap import Tap
 from integration.fixtures.daemon import Daemon, free_port
 from integration.fixtures.node import eventually
-from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, migrate
+from integration.fixtures.postgres import (
+    TestDatabase,
+    fresh_cluster,
+    fresh_database,
+    migrate,
+    newest_server,
+    wal2json_server,
+)
 from walstream.shell.commands.private_cluster import Cluster
 
 WINDOW_SECONDS = 60.0
@@ -49,6 +56,7 @@ class Plan:
     """How a laboratory is set up. ``settings``: of the server. ``environ``: of the daemon.
 
     ``few``: two subscribers only. ``keeps_all``: age alone bounds the window, so that P4 can be told.
+    ``is_newest``: an own server is the newest of this machine, with pgoutput only, instead of the newest with wal2json.
     ``through_proxy``: the daemon reaches the server, and clients the daemon, through cutting proxies.
     """
 
@@ -62,6 +70,7 @@ class Plan:
     through_proxy: bool = False
     few: bool = False
     keeps_all: bool = True
+    is_newest: bool = False
 
     @property
     def window_seconds(self) -> float:
@@ -392,7 +401,8 @@ def laboratory(directory: Path, plan: Plan, cluster: Cluster | None = None) -> I
     """
     with contextlib.ExitStack() as stack:
         if cluster is None:
-            cluster = stack.enter_context(fresh_cluster(directory / "server", {**SETTINGS, **plan.settings}))
+            binaries = newest_server() if plan.is_newest else wal2json_server()
+            cluster = stack.enter_context(fresh_cluster(directory / "server", {**SETTINGS, **plan.settings}, binaries))
         database = stack.enter_context(fresh_database(cluster))
         migrate(database.dsn)
         workload.prepare(database)

@@ -1,7 +1,8 @@
 """The tap: PostgreSQL's own ``pg_recvlogical`` on a slot of its own. What it writes down is what was committed.
 
 It knows nothing of the daemon, is never killed, and is started again when the server ended it. Like every reader it may
-get transactions again after a restart of the server; they are known by their commit's end.
+get transactions again after a restart of the server; they are known by their commit's end. Its plugin is wal2json, and
+``pgoutput`` (``raw_pgoutput``) on a server that has no wal2json.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any
 
 import msgspec
 
+from integration.faults import raw_pgoutput
 from integration.faults.observed import Committed, Event, digest
 from integration.fixtures.postgres import TestDatabase
 from walstream.lsn import Lsn
 
 SLOT = "tap"
 RETRY_SECONDS = 0.1
-_OPTIONS = (
+WAL2JSON_OPTIONS = (
     "format-version=2", "include-transaction=true", "include-lsn=true", "include-xids=true",
     "include-timestamp=true", "include-types=false", "add-tables=public.*",
 )  # fmt: skip
@@ -42,12 +44,15 @@ class Tap:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_running, name="tap")
         self._offset = 0
-        self._newest = 0
-        self._open: list[Event] = []
+        self._reader = Wal2json() if database.cluster.binaries.wal2json else raw_pgoutput.RawPgoutput()
         self._known: list[Committed] = []
 
     def __enter__(self) -> Tap:
-        self._database.execute("select pg_create_logical_replication_slot(%s, 'wal2json')", (SLOT,))
+        plugin = "wal2json"
+        if isinstance(self._reader, raw_pgoutput.RawPgoutput):
+            plugin = "pgoutput"
+            self._database.execute(f"create publication {raw_pgoutput.PUBLICATION} for tables in schema public")
+        self._database.execute("select pg_create_logical_replication_slot(%s, %s)", (SLOT, plugin))
         self._path.touch()
         self._thread.start()
         return self
@@ -57,7 +62,8 @@ class Tap:
         self._thread.join()
 
     def _keep_running(self) -> None:
-        options = [argument for option in _OPTIONS for argument in ("-o", option)]
+        wanted = WAL2JSON_OPTIONS if isinstance(self._reader, Wal2json) else raw_pgoutput.OPTIONS
+        options = [argument for option in wanted for argument in ("-o", option)]
         command = [
             str(self._program), "--start", "--slot", SLOT, "--dbname", self._database.dsn, "--no-loop",
             "--fsync-interval", "1", "--status-interval", "1", "--file", str(self._path), *options,
@@ -76,12 +82,9 @@ class Tap:
         """Every transaction so far that changed something, in the order of the commits."""
         with self._path.open("rb") as file:
             file.seek(self._offset)
-            text = file.read()
-        whole = text.rpartition(b"\n")[0]
-        if whole:
-            self._offset += len(whole) + 1
-            for line in whole.split(b"\n"):
-                self._take(_decode(line))
+            data = file.read()
+        self._offset += len(data)
+        self._known += self._reader.feed(data)
         return self._known
 
     def forget(self, end: int) -> None:
@@ -92,22 +95,36 @@ class Tap:
     def newest(self) -> int:
         """The newest commit end that it has seen."""
         self.committed()
-        return self._newest
+        return self._reader.newest
 
-    def _take(self, line: dict[str, Any]) -> None:
+
+class Wal2json:
+    """Lines in, transactions out. ``newest``: where the newest commit ends, whether it changed anything or not."""
+
+    def __init__(self) -> None:
+        self.newest = 0
+        self._rest = b""
+        self._open: list[Event] = []
+
+    def feed(self, data: bytes) -> list[Committed]:
+        """Transactions that end in ``data``, which may be cut anywhere."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [done for line in lines if (done := self._take(_decode(line))) is not None]
+
+    def _take(self, line: dict[str, Any]) -> Committed | None:
         action = line["action"]
         if action == "B":
             self._open = []
         elif action in _OPERATIONS:
             self._open.append(event_of(line))
         elif action == "C":
-            end = Lsn.parse(line["nextlsn"])
-            if end > self._newest:
-                self._newest = end
-                if self._open:
+            end, events, self._open = Lsn.parse(line["nextlsn"]), self._open, []
+            if end > self.newest:
+                self.newest = end
+                if events:
                     at = datetime.fromisoformat(line["timestamp"]).timestamp()
-                    self._known.append(Committed(end, line["xid"], at, self._open))
-            self._open = []
+                    return Committed(end, line["xid"], at, events)
+        return None
 
 
 def event_of(line: dict[str, Any]) -> Event:

@@ -14,11 +14,11 @@ from integration.faults.scenarios import BY_NAME
 
 
 @pytest.mark.parametrize(
-    ("name", "decoder"),
+    ("name", "source"),
     [
-        ("daemon killed", "pgoutput"),
+        ("daemon killed", "newest"),
         ("server killed", "wal2json"),
-        ("server stopped", "pgoutput"),
+        ("server stopped", "newest"),
         ("daemon suspended", "wal2json"),
         ("client stalled", "pgoutput"),
         ("slot in other hands", "wal2json"),
@@ -28,10 +28,13 @@ from integration.faults.scenarios import BY_NAME
         ("disk full", "pgoutput"),
     ],
 )
-def test_a_scenario_holds(shared: Open, own: Open, name: str, decoder: str) -> None:
+def test_a_scenario_holds(shared: Open, own: Open, name: str, source: str) -> None:
+    """``source``: the decoder; "newest" is pgoutput on the newest server."""
     scenario = BY_NAME[name]
-    opened = own if scenario.own_server else shared
-    with opened(decoder=decoder, seed=1, **scenario.plan) as lab:
+    is_newest = source == "newest"
+    decoder = "pgoutput" if is_newest else source
+    opened = own if scenario.own_server or is_newest else shared
+    with opened(decoder=decoder, seed=1, is_newest=is_newest, **scenario.plan) as lab:
         scenario.run(lab, random.Random(1))
         found = lab.settle(may_gap=scenario.may_gap).all
         assert [text for text in found if "CHECKPOINT" not in text] == []  # a second is little on a busy machine

