@@ -128,19 +128,6 @@ def test_presences_are_of_both_and_outlive_a_broken_connection(prepared: TestDat
         scene(first, second, test)
 
 
-def test_who_was_on_a_daemon_that_dies_has_left(prepared: TestDatabase, start: Start) -> None:
-    with start(prepared) as first, start(prepared, WALSTREAM_SLOT="second") as second:
-
-        async def test(one: PhoenixClient, two: PhoenixClient) -> None:
-            await track(two, "bob")
-            await told(one, "joins", "bob")
-            second.daemon.kill()
-            await told(one, "leaves", "bob")
-
-        scene(first, second, test)
-        eventually(lambda: any(line["event"] == "peer.lost" for line in first.daemon.log()))
-
-
 def test_who_was_on_a_daemon_that_stops_has_left_at_once(prepared: TestDatabase, start: Start) -> None:
     with start(prepared) as first, start(prepared, WALSTREAM_SLOT="second") as second:
 

@@ -77,6 +77,7 @@ def test_a_killed_daemons_people_leave_and_its_successor_puts_the_tables_right(
             await trio.to_thread.run_sync(eventually, lambda: people(prepared)["ada"] == "offline")
 
         trio.run(main)
+        assert any(line["event"] == "peer.lost" for line in near.log())
         assert people(prepared)["bob"] == "online", "nobody has looked yet"
         far.start()
         eventually(lambda: people(prepared) == {"ada": "offline", "bob": "offline"})
