@@ -142,6 +142,7 @@ class TableAccess:
         self.tables: set[tuple[str, str]] = set()
         self.rights: Rights = {}
         self.on_protected: Callable[[set[tuple[str, str, str]]], None] = lambda pairs: None
+        self.updates = 0  # answers so far: whoever waits sees by it whether there are newer ones
         self._catalog = catalog
         self._open: dict[str, set[tuple[str, str]]] = {}  # all rows and columns
         self._absent: dict[tuple[str, str], None] = {}
@@ -166,6 +167,7 @@ class TableAccess:
 
     def update(self, rights: Rights, roles: Collection[str], tables: Collection[tuple[str, str]]) -> None:
         """Take over an answer for all pairs of ``roles`` and ``tables``; pairs without a right become forbidden."""
+        self.updates += 1
         protected: set[tuple[str, str, str]] = set()
         for role in roles:
             is_open = self._open.setdefault(role, set())
