@@ -116,7 +116,12 @@ class _Feed(trio.abc.Stream):
         if self._finished:
             await trio.lowlevel.checkpoint()
             raise trio.ClosedResourceError
-        data = await self.stream.receive_some(max_bytes)
+        try:
+            data = await self.stream.receive_some(max_bytes)
+        except trio.BrokenResourceError:  # to end a connection is work, too
+            if self._turns.is_late:
+                await self._turns.wait()
+            raise
         if self._turns.is_late:
             await self._turns.wait()
         self._waiting = self._counter.feed(data)
