@@ -8,20 +8,22 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psycopg2
 
 from integration.faults import oracles, workload
+from integration.faults.balancer import Balancer
 from integration.faults.failpoints import VARIABLE
 from integration.faults.observed import Committed, Got, Log, Lost, Timing
 from integration.faults.proxy import Proxy
 from integration.faults.sampler import Sampler
 from integration.faults.subscribers import Subscriber, Subscribers
+from integration.faults.supervisor import Pair, Supervisor
 from integration.faults.tap import Tap
 from integration.fixtures.daemon import Daemon, free_port
 from integration.fixtures.node import eventually
@@ -57,7 +59,8 @@ class Plan:
 
     ``few``: two subscribers only. ``keeps_all``: age alone bounds the window, so that P4 can be told.
     ``is_newest``: an own server is the newest of this machine, with pgoutput only, instead of the newest with wal2json.
-    ``through_proxy``: the daemon reaches the server, and clients the daemon, through cutting proxies.
+    ``is_pair``: a second daemon on the same slot, and clients come through a balancer that asks both whether they are
+    ready. ``through_proxy``: the daemon reaches the server, and clients the daemon, through cutting proxies.
     """
 
     seed: int = 1
@@ -68,6 +71,7 @@ class Plan:
     environ: Mapping[str, str] = field(default_factory=dict)
     faults: str = ""
     through_proxy: bool = False
+    is_pair: bool = False
     few: bool = False
     keeps_all: bool = True
     is_newest: bool = False
@@ -103,49 +107,6 @@ class Findings:
         return [f"{name}: {text}" for name, found in self.complaints.items() for text in found]
 
 
-class Supervisor:
-    """Starts the daemon again, at once, whenever it ends; as systemd or a container's runtime would."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
-        self._over = threading.Event()
-        self.holds = False
-        self.next_fault = ""
-        self.deaths: list[float] = []
-        self._thread = threading.Thread(target=self._run, name="supervisor")
-
-    def __enter__(self) -> Supervisor:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        is_known = False
-        while not self._over.wait(0.01):
-            if self._daemon.is_running:
-                is_known = False
-                continue
-            if not is_known:
-                self.deaths.append(time.time())
-                is_known = True
-            if not self.holds:
-                self._daemon.environ[VARIABLE], self.next_fault = self.next_fault, ""  # a fault happens once
-                self._daemon.start(wait="")
-                is_known = False
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """The daemon stays down within the context."""
-        self.holds = True
-        try:
-            yield
-        finally:
-            self.holds = False
-
-
 class Lab:
     """All parts, running. Made by ``laboratory``."""
 
@@ -166,6 +127,7 @@ class Lab:
         self._settled = 0
         self.database_proxy: Proxy | None = None
         self.client_proxy: Proxy | None = None
+        self.pair: Pair | None = None
         self.subscribers: Subscribers
 
     # -- faults
@@ -379,18 +341,36 @@ def _end(daemon: Daemon) -> None:
 
 
 def _everybody(plan: Plan, url: str, dsn: str) -> list[Subscriber]:
-    def make(name: str, *, resumes: bool, tables: Sequence[str] | None = None, restless: float = 0.0) -> Subscriber:
-        return Subscriber(name, url, resumes=resumes, tables=tables, restless=restless, dsn=dsn)
+    make = partial(Subscriber, url=url, dsn=dsn)
 
     few = [make("resuming", resumes=True), make("plain", resumes=False)]
     if plan.few:
         return few
+    if plan.is_pair:
+        few += [make("away", resumes=True), make("patient", resumes=True, patience=60.0)]
     return [
         *few,
         make("resuming, some tables", resumes=True, tables=("accounts", "docs", "audit")),
         make("resuming, one table", resumes=True, tables=("items",)),
         make("restless", resumes=True, restless=1.5),
     ]
+
+
+def _daemon(stack: contextlib.ExitStack, plan: Plan, where: str, directory: Path, port: int) -> Daemon:
+    environ = {**ENVIRON, "WALSTREAM_DECODER": plan.decoder, VARIABLE: plan.faults, **plan.environ}
+    daemon = Daemon(where, directory, environ, port)
+    daemon.command[-2:] = ["integration.faults.failpoints"]
+    stack.callback(_end, daemon)
+    return daemon
+
+
+def _add_another(stack: contextlib.ExitStack, lab: Lab, where: str, directory: Path) -> int:
+    """A second daemon on the same slot, supervised, and a balancer in front of both; the balancer's port."""
+    daemon = _daemon(stack, lab.plan, where, directory, free_port())
+    daemon.environ["WALSTREAM_SLOT"] = lab.daemon.slot
+    daemon.start(wait="/live")
+    lab.pair = Pair(lab.database, (lab.supervisor, stack.enter_context(Supervisor(daemon))))
+    return stack.enter_context(Balancer((lab.daemon, daemon))).port
 
 
 @contextlib.contextmanager
@@ -415,17 +395,12 @@ def laboratory(directory: Path, plan: Plan, cluster: Cluster | None = None) -> I
             stack.enter_context(proxy)
         # A status update every other second, whoever the server is.
         where += f" options='-c wal_sender_timeout={SETTINGS['wal_sender_timeout']}'"
-        daemon = Daemon(
-            where,
-            directory,
-            {**ENVIRON, "WALSTREAM_DECODER": plan.decoder, VARIABLE: plan.faults, **plan.environ},
-            port,
-        )
-        daemon.command[-2:] = ["integration.faults.failpoints"]
-        stack.callback(_end, daemon)
+        daemon = _daemon(stack, plan, where, directory, port)
         daemon.start()
         lab = Lab(plan, database, daemon, tap)
         url = daemon.websocket_url
+        if plan.is_pair:
+            url = url.replace(str(port), str(_add_another(stack, lab, where, directory)))
         if proxies:
             lab.database_proxy, lab.client_proxy = proxies
             url = url.replace(str(port), str(proxies[1].port))

@@ -17,6 +17,7 @@ import trio
 from integration.fixtures.daemon import free_port
 
 CHUNK_BYTES = 1 << 16
+Target = int | Path
 _LINGER_NOT = struct.pack("ii", 1, 0)  # close by reset (socket(7), SO_LINGER)
 
 
@@ -30,13 +31,15 @@ class _Pair:
 
 class Proxy:
     """Used as a context manager. ``target``: a port of 127.0.0.1, or the path of a unix socket;
-    another one is for connections to come.
+    another one is for connections to come. A function is asked for each connection; None: there is nobody.
 
-    ``delay``: seconds that each byte is late. While ``is_hole`` is set nothing passes, and nobody is told.
+    ``refusal``: what a client is answered when there is nobody, before its connection ends. ``delay``: seconds that
+    each byte is late. While ``is_hole`` is set nothing passes, and nobody is told.
     """
 
-    def __init__(self, target: int | Path) -> None:
+    def __init__(self, target: Target | Callable[[], Target | None]) -> None:
         self.port = free_port()
+        self.refusal = b""
         self.delay = 0.0
         self.is_hole = False
         self.target = target
@@ -96,15 +99,18 @@ class Proxy:
             await trio.serve_listeners(self._serve, [listener])
 
     async def _serve(self, near: trio.SocketStream) -> None:
+        target = self.target() if callable(self.target) else self.target
         try:
-            if isinstance(self.target, int):
-                far = await trio.open_tcp_stream("127.0.0.1", self.target)
+            if target is None:
+                raise OSError("nobody is ready")
+            if isinstance(target, int):
+                far = await trio.open_tcp_stream("127.0.0.1", target)
             else:
                 opened = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                await opened.connect(str(self.target))
+                await opened.connect(str(target))
                 far = trio.SocketStream(opened)
         except OSError:
-            await near.aclose()
+            await self._refuse(near)
             return
         pair = _Pair(near, far)
         self._pairs.add(pair)
@@ -117,6 +123,13 @@ class Proxy:
             self._pairs.discard(pair)
             near.socket.close()
             far.socket.close()
+
+    async def _refuse(self, near: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            if self.refusal:
+                await near.receive_some(CHUNK_BYTES)
+                await near.send_all(self.refusal)
+        await near.aclose()
 
     async def _pass(self, pair: _Pair, source: trio.SocketStream, sink: trio.SocketStream) -> None:
         send, receive = trio.open_memory_channel[tuple[float, bytes]](64)

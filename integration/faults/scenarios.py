@@ -5,6 +5,7 @@ Numbers are those of the table in docs/reliability.md. What cannot be survived (
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import resource
@@ -17,9 +18,11 @@ from typing import Any
 
 import psycopg2
 
+from integration.faults import oracles
 from integration.faults.failpoints import POINTS
 from integration.faults.lab import Lab
-from integration.faults.observed import Timing
+from integration.faults.observed import Lost, Timing
+from integration.faults.subscribers import Subscriber
 from integration.faults.tap import SLOT
 from integration.fixtures.node import eventually
 from walstream.shell.supervise import STABLE_SECONDS
@@ -29,6 +32,8 @@ Round = Callable[[Lab, random.Random], None]
 DISK_BYTES = 4 << 20
 NOTICED_SECONDS = 2.0
 """A walsender that was ended is replaced within this."""
+TAKE_OVER_SECONDS = 5.0
+"""A slot that is free is taken over by a standby, and new events are delivered, within this."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,72 @@ def fill_the_disk(lab: Lab, rng: random.Random) -> None:
         resource.prlimit(lab.daemon.pid, resource.RLIMIT_FSIZE, (hard, hard))
     lab.faults += 1
     lab.until_streaming()
+
+
+def roll(lab: Lab, rng: random.Random) -> None:
+    """Two daemons on one slot are restarted by turns, as for an upgrade; then the one that streams is killed.
+
+    One subscriber stays away all the while, and goes on where it was at a node that has read nothing of that before.
+    """
+    assert lab.pair is not None
+    (away,) = (member for member in lab.subscribers.members if member.name == "away")
+    away.is_away = True
+    _, standby = lab.pair.in_order()
+    begun = time.time()
+    lab.pair.end(standby, signal.SIGTERM)
+    lab.pair.in_order()
+    lost = [member.name for member in _steady(lab) if any(isinstance(entry, Lost) for entry in member.since(begun))]
+    lab.complain("P9", [f"{name} lost its connection while the standby restarted" for name in lost])
+    for _ in range(2):
+        streaming, _ = lab.pair.in_order()
+        with streaming.held():
+            lab.kills.append(time.time())
+            lab.pair.end(streaming, signal.SIGTERM)
+            _taken_over(lab, "SIGTERM")
+            lab.write(rng.uniform(0, 0.3))
+    streaming, _ = lab.pair.in_order()
+    lab.kills.append(time.time())
+    lab.pair.end(streaming, signal.SIGKILL)
+    _taken_over(lab, "SIGKILL")
+    lab.faults += 4
+    lab.pair.in_order()
+    away.is_away = False
+
+
+def freeze_the_active_one(lab: Lab, rng: random.Random) -> None:
+    """Of two daemons on one slot; the other one takes over. Awake again, the first one delivers nothing any more."""
+    assert lab.pair is not None
+    streaming, _ = lab.pair.in_order()
+    (patient,) = (member for member in lab.subscribers.members if member.name == "patient")
+    patient.is_away = True
+    eventually(lambda: not patient.is_subscribed)
+    patient.is_away = False
+    eventually(lambda: patient.is_subscribed)
+    lab.write(rng.uniform(0.2, 1.0))
+    with lab.pair.frozen(streaming):
+        _taken_over(lab, "SIGSTOP", besides=patient)
+        lab.write(rng.uniform(0.2, 1.0))
+        awake = time.time()
+    eventually(lambda: any(isinstance(entry, Lost) for entry in patient.since(awake)))
+    late = list(itertools.takewhile(lambda entry: not isinstance(entry, Lost), patient.since(awake)))
+    lab.complain("P9", [f"the one that lost the slot delivered {len(late)} more"] if late else [])
+    lab.faults += 1
+    lab.pair.in_order()
+
+
+def _steady(lab: Lab) -> list[Subscriber]:
+    """Who comes back with a position, and does not go by itself."""
+    return [member for member in lab.subscribers.members
+            if member.resumes and not member.restless and not member.is_away]  # fmt: skip
+
+
+def _taken_over(lab: Lab, how: str, besides: Subscriber | None = None) -> None:
+    """The slot has become free in this moment: who resumes has what is committed from now on within seconds."""
+    begun = time.monotonic()
+    end = int(lab.database.scalar("select (pg_current_wal_insert_lsn() - '0/0')::bigint"))
+    eventually(lambda: all(member.newest > end for member in _steady(lab) if member is not besides))
+    took = Timing(f"until new events came after {how}", time.monotonic() - begun, TAKE_OVER_SECONDS)
+    lab.complain("P9", oracles.good_guest([took]))
 
 
 # -- the server
@@ -356,6 +427,8 @@ SCENARIOS = (
     Scenario("daemon killed at a failpoint", "2", die_at_a_failpoint,
              {"environ": {"WALSTREAM_HISTORY_SECONDS": "8s"}}, share=0.1),
     Scenario("daemon suspended", "7, 8", suspend_the_daemon, share=0.1),
+    Scenario("rolling restart", "P9", roll, {"is_pair": True}, share=0.25),
+    Scenario("active daemon frozen", "P9", freeze_the_active_one, {"is_pair": True}, share=0.1),
     Scenario("disk full", "32", fill_the_disk,
              {"environ": {"WALSTREAM_HISTORY_BYTES": "4MiB"}, "keeps_all": False}, share=0.1),
     Scenario("mixed", "35", mix, {"rate": 1000.0}, own_server=True, share=0.5),

@@ -35,7 +35,8 @@ _encode = msgspec.json.Encoder().encode
 class Subscriber:
     """One client. ``resumes``: whether it names its position; ``restless``: seconds after which it hangs up by itself.
 
-    ``tables``: what it asks for, each with an item of its own; None: one item with ``*``.
+    ``tables``: what it asks for, each with an item of its own; None: one item with ``*``. ``patience``: seconds of
+    silence after which it believes that nobody is there. While ``is_away`` is set it stays away.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Subscriber:
         resumes: bool,
         tables: Sequence[str] | None = None,
         restless: float = 0.0,
+        patience: float = SILENCE_SECONDS,
         dsn: str = "",
     ) -> None:
         self.name = name
@@ -53,11 +55,13 @@ class Subscriber:
         self.resumes = resumes
         self.tables = tables
         self.restless = restless
+        self.patience = patience
         self.position = ""
         self.newest = 0
         self.is_subscribed = False
         self.floor: int | None = 0
         self.reads = True
+        self.is_away = False
         self._dsn = dsn
         self._since = ""
         self._entries: list[Entry] = []
@@ -74,13 +78,20 @@ class Subscriber:
         self._entries = [] if settled is None else [Joined(time.time(), settled)]
         return Log(self.name, None if self.tables is None else frozenset(self.tables), entries)
 
+    def since(self, moment: float) -> list[Entry]:
+        """What it wrote down from ``moment`` on, seconds since 1970."""
+        return [entry for entry in list(self._entries) if entry.at >= moment]
+
     async def run(self) -> None:
         """Connect, listen, come back; for ever."""
         while True:
+            while self.is_away:
+                await trio.sleep(0.02)
             why = "hung up"
             try:
                 with trio.move_on_after(self.restless * self._rng.uniform(0.3, 1.5) if self.restless else float("inf")):
                     async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._leave, nursery.cancel_scope)
                         await self._connect_and_listen(nursery)
             except* (
                 OSError,
@@ -93,6 +104,11 @@ class Subscriber:
                 self._entries.append(Lost(time.time(), why))
             self.is_subscribed = False
             await trio.sleep(self._rng.uniform(*RETRY_SECONDS))
+
+    async def _leave(self, scope: trio.CancelScope) -> None:
+        while not self.is_away:
+            await trio.sleep(0.02)
+        scope.cancel()
 
     async def _connect_and_listen(self, nursery: trio.Nursery) -> None:
         address = urlsplit(self.url)
@@ -110,7 +126,7 @@ class Subscriber:
             while True:
                 while not self.reads:
                     await trio.sleep(0.05)
-                with trio.fail_after(SILENCE_SECONDS):
+                with trio.fail_after(self.patience):
                     message = await connection.get_message()
                 await self._take(_decode(message))
         finally:
