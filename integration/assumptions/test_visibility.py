@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,12 +25,10 @@ def hung_commit(database: TestDatabase) -> Iterator[None]:
         connection.cursor().execute("insert into t values (1)")
         connection.close()
 
-    thread = threading.Thread(target=commit)
-    with missing_standby(database):
-        thread.start()
+    with ThreadPoolExecutor() as threads, missing_standby(database):
+        threads.submit(commit)
         eventually(lambda: bool(database.query("select 1 from pg_stat_activity where wait_event = 'SyncRep'")))
         yield
-    thread.join()
 
 
 @pytest.fixture
