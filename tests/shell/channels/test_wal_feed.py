@@ -224,6 +224,7 @@ def test_what_was_stored_while_no_slot_was_there_is_looked_up() -> None:
                 (99, Broadcast(room=room, event="before", id="1")),
                 (200, Broadcast(room=room, event="known", id="2")),
                 (201, Broadcast(room=room, event="missed", id="3")),
+                (300, Broadcast(room=room, event="in the new slot's WAL", id="4")),
             ]
 
         parts.store.since = since  # type: ignore[method-assign]  # a stand-in
@@ -234,6 +235,32 @@ def test_what_was_stored_while_no_slot_was_there_is_looked_up() -> None:
             await trio.sleep(2)
             nursery.cancel_scope.cancel()
         assert parts.events == ["missed"]
+
+    run(main, autojump=True)
+
+
+def test_two_losses_shortly_after_each_other_are_looked_up_as_one() -> None:
+    async def main() -> None:
+        parts = Parts()
+        asked: list[int] = []
+
+        async def since(micros: int, limit: int) -> list[tuple[int, Broadcast]]:
+            asked.append(micros)
+            if len(asked) == 1:
+                parts.commit(350)
+                parts.feed.opened(snapshot(400), STARTED, missed=True)
+                raise DatabaseUnreachable("away")
+            await trio.lowlevel.checkpoint()
+            return [(320, Broadcast(room=RoomKey("room"), event="between", id="1"))]
+
+        parts.store.since = since  # type: ignore[method-assign]  # a stand-in
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(parts.feed.run)
+            parts.feed.opened(snapshot(300), STARTED, missed=True)
+            await trio.sleep(2)
+            nursery.cancel_scope.cancel()
+        assert asked[1] == min(asked)
+        assert parts.events == ["between"]
 
     run(main, autojump=True)
 

@@ -90,7 +90,7 @@ class WalFeed:
         self._backlog: deque[Sequence[Change]] = deque()
         self._is_delivering = False
         self._wanted = trio.Event()
-        self._missed_since: int | None = None
+        self._missed: tuple[int, Snapshot] | None = None  # µs from which on, and what the slot that is new will bring
         directory.on_loaded = self.live_from
 
     # -- the pipeline's side
@@ -107,9 +107,8 @@ class WalFeed:
         self._picks.clear()
         self._open.clear()
         if missed and self._live_from is not None:
-            self._missed_since = self._newest_at - int(MISSED_MARGIN_SECONDS * 1e6)
+            self._look_up(self._newest_at - int(MISSED_MARGIN_SECONDS * 1e6), snapshot)
             self._directory.changed()
-            self._wanted.set()
         if not self._has_streamed and self._live_from is not None:
             # A node that has stood by for another's slot reads what its clients have heard by way of the bus.
             self._late = snapshot
@@ -187,8 +186,9 @@ class WalFeed:
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()
-            if self._missed_since is not None:
-                await self._catch_up(self._missed_since)
+            if self._missed is not None:
+                missed, self._missed = self._missed, None
+                await self._catch_up(*missed)
             while self._is_busy:
                 if not self._backlog:
                     self._end_tail()
@@ -216,18 +216,25 @@ class WalFeed:
                 self.delivered += 1
                 self.on_message(broadcast, transaction)
 
-    async def _catch_up(self, micros: int) -> None:
-        """Look up what was stored while no slot held the WAL. Tried again with the next reason to look."""
+    def _look_up(self, micros: int, before: Snapshot) -> None:
+        self._missed = (micros if self._missed is None else min(micros, self._missed[0])), before
+        self._wanted.set()
+
+    async def _catch_up(self, micros: int, before: Snapshot) -> None:
+        """Look up what was stored while no slot held the WAL. Tried again until the database answers.
+
+        ``before``: of the new slot's first stream. What it does not see is in the WAL, and comes by it in its order.
+        """
         try:
             found = await self._store.since(micros, MISSED_MAX)
         except WalstreamError as error:
             log.warning(MESSAGES_MISSED, code=error.code, error=error.message)
             await trio.sleep(1.0)
-            self._wanted.set()
+            self._look_up(micros, before if self._missed is None else self._missed[1])
             return
-        self._missed_since = None
         for xid, broadcast in found:
-            if self._is_after_start(xid) and self._store.arrived(broadcast):
+            is_due = self._is_after_start(xid) and not is_live(Transaction(xid, Lsn(0), 0, ()), before)
+            if is_due and self._store.arrived(broadcast):
                 self.delivered += 1
                 self.on_message(broadcast, None)
         if len(found) >= MISSED_MAX:

@@ -34,7 +34,10 @@ _COLUMNS = (
     " pg_catalog.to_json(m.sent_at) #>> '{{}}'"
 )
 _MICROS = "(extract(epoch from m.sent_at) * 1000000)::int8"
-_SHOWN = "m.extension = 'broadcast' and not m.hidden and (m.expires_at is null or m.expires_at > pg_catalog.now())"
+_SHOWN = (
+    "m.extension = 'broadcast' and m.event is not null and not m.hidden"
+    " and (m.expires_at is null or m.expires_at > pg_catalog.now())"
+)
 _EPOCH = "timestamptz '1970-01-01 00:00:00Z' + %s * interval '1 microsecond'"
 
 _INSERT = """
