@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 from structlog.testing import capture_logs
 
-from walstream.errors import DatabaseRefused, WalstreamError
+from walstream.errors import DatabaseRefused, DatabaseUnreachable, WalstreamError
 from walstream.lsn import Lsn
 from walstream.shell.database import publications, slots
 from walstream.shell.database.publications import Synced
@@ -201,6 +201,14 @@ def test_our_own_process_that_has_not_noticed_is_ended() -> None:
     with mock.patch.object(slots, "terminate", terminate):
         assert turns(prepared) == ["freed", "adopted"]
     assert ended == [7]
+
+
+def test_our_own_process_that_does_not_end_is_no_other_node() -> None:
+    prepared = Prepared(slot(active=True, active_pid=7), "wal2json")
+    prepared.keeper._server_start = 1.0
+    prepared.keeper.own_pid = 7
+    with mock.patch.object(slots, "terminate"), pytest.raises(DatabaseUnreachable, match="7 of our last stream"):
+        prepared.ask()
 
 
 def test_a_process_of_that_number_in_another_run_of_the_server_is_left_alone() -> None:

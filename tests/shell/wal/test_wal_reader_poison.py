@@ -52,7 +52,9 @@ def test_what_the_server_cannot_decode_is_advanced_past_under_skip(state: str) -
     advanced: list[str] = []
     with mock.patch.object(Base, "run", _running(advanced)):
         rig.run(seconds=2)
-    assert advanced[:2] == ["0/101", "parked"]
+    assert advanced[:3] == ["freed of 4711", "0/101", "parked"], (
+        "PostgreSQL tells of an error before it lets go of the slot"
+    )
     assert told == ["gap"]
 
 
@@ -60,8 +62,13 @@ def _running(advanced: list[str]) -> Any:
     async def run(base: Base, work: Callable[[Any], Any]) -> Any:
         await trio.lowlevel.checkpoint()
         if not getattr(work, "__self__", None):  # not ``SlotKeeper.prepare``
-            with mock.patch.object(slots, "advance") as advance, mock.patch.object(parked, "park") as park:
+            with (
+                mock.patch.object(slots, "take_back") as take_back,
+                mock.patch.object(slots, "advance") as advance,
+                mock.patch.object(parked, "park") as park,
+            ):
                 answer = work(None)
+            advanced.extend(f"freed of {call.args[2]}" for call in take_back.call_args_list)
             advanced.extend(str(call.args[2]) for call in advance.call_args_list)
             advanced.extend("parked" for _ in park.call_args_list)
             return answer

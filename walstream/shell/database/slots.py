@@ -129,6 +129,19 @@ def advance(connection: Connection, name: str, position: Lsn) -> None:
         cursor.execute("select pg_catalog.pg_replication_slot_advance(%s, %s::pg_lsn)", (name, str(position)))
 
 
+def take_back(connection: Connection, name: str, pid: int) -> bool:
+    """End ``pid``, the process of a stream of ours that is over, if it still has the slot; waits for some seconds.
+
+    PostgreSQL tells of an error before it lets the slot go, and of a client that has gone silently it does not know.
+    Returns whether it had it. Raises psycopg2.Error.
+    """
+    slot = find(connection, name) if pid else None
+    if slot is None or slot.active_pid != pid:
+        return False
+    terminate(connection, pid)
+    return True
+
+
 def terminate(connection: Connection, pid: int) -> None:
     """End the process that streams from a slot, and wait for it for some seconds. Raises psycopg2.Error."""
     with connection.cursor() as cursor:

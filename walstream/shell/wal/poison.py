@@ -130,17 +130,25 @@ class Poison:
             self.on_skipped(Lsn(broken.commit_lsn))
         return True
 
-    async def leave_out(self, error: DatabaseRefused, plugin: str, begun: UnderWay | None, newest: Lsn) -> Lsn:
+    async def leave_out(
+        self, error: DatabaseRefused, plugin: str, begun: UnderWay | None, newest: Lsn, *, holder: int = 0
+    ) -> Lsn:
         """PostgreSQL cannot decode the transaction: advance the slot past it, if that is what the policy says.
 
-        Everything before it has been read. Returns how far, 0 if it was not. Raises WalstreamError.
+        Everything before it has been read. ``holder``: PostgreSQL's process of the stream that met it, which may not
+        have let the slot go yet. Returns how far, 0 if it was not. Raises WalstreamError.
         """
         self.met(("transaction", newest, begun.xid if begun else 0, error.sqlstate), newest)
         if self.policy == "stop" or not self.is_stuck or begun is None or not begun.lsn:
             return Lsn(0)
         # One more than where the commit record begins: what is confirmed may not lie at or before that.
         position = Lsn(begun.lsn + 1)
-        await self._database.run(lambda opened: slots.advance(opened, self._slot, position))
+
+        def advance(opened: PgConnection) -> None:
+            slots.take_back(opened, self._slot, holder)
+            slots.advance(opened, self._slot, position)
+
+        await self._database.run(advance)
         self.passed()
         await self._park(
             Parked(self._slot, plugin, Lsn(begun.lsn), begun.xid, "", f"{error.message} ({error.sqlstate})")

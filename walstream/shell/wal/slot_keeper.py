@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from walstream.decoder import DECODERS
-from walstream.errors import DatabaseRefused
+from walstream.errors import DatabaseRefused, DatabaseUnreachable
 from walstream.history.position import cluster_digest
 from walstream.lsn import Lsn
 from walstream.shell.database import publications, slots
@@ -122,13 +122,9 @@ class SlotKeeper:
         """Adopt the slot, or make it (anew)."""
         reading = self._reading
         turns = self._turns
-        slot = slots.find(opened, reading.slot)
-        if slot is not None and slot.active and slot.active_pid == self.own_pid != 0:
-            # Our own stream's process, which has not noticed yet that nobody reads: it would keep the slot until
-            # wal_sender_timeout.
-            slots.terminate(opened, self.own_pid)
+        if slots.take_back(opened, reading.slot, self.own_pid):
             turns.append(("freed", f"PostgreSQL's process {self.own_pid} held it for a connection that has ended"))
-            slot = slots.find(opened, reading.slot)
+        slot = slots.find(opened, reading.slot)
         if slot is not None:
             self._check(slot, database)
             ended = self._ended(slot) or self._unpublished(opened, slot)
@@ -170,7 +166,10 @@ class SlotKeeper:
         return ("unpublished", f"{', '.join(made)} was not there") if made else None
 
     def _check(self, slot: slots.Slot, database: str) -> None:
-        """Raises DatabaseRefused for a slot that is not for us, which is then left alone whatever its state."""
+        """Raises DatabaseRefused for a slot that is not for us, which is then left alone whatever its state.
+
+        Raises DatabaseUnreachable for one that our own last stream has not let go.
+        """
         if slot.database != database:
             raise DatabaseRefused(
                 f"slot {slot.name} belongs to the database {slot.database}, not to {database}",
@@ -183,6 +182,8 @@ class SlotKeeper:
                 reason="slot_plugin",
                 repair=f"walstream slot drop {slot.name}, or another WALSTREAM_SLOT, or WALSTREAM_DECODER=auto",
             )
+        if slot.active and slot.active_pid == self.own_pid:
+            raise DatabaseUnreachable(f"PostgreSQL's process {self.own_pid} of our last stream has not ended yet")
         if slot.active:
             raise DatabaseRefused(
                 f"another process streams from slot {slot.name} (PostgreSQL's process {slot.active_pid})",

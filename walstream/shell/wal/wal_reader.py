@@ -279,11 +279,7 @@ class WalReader:
             if getattr(refused, "reason", "") in UNUSABLE_PLUGIN and self._reading.decoder == "auto":
                 await self._abandon(stream.plugin, refused)
             if is_started and is_undecodable(refused):
-                assert isinstance(refused, DatabaseRefused)
-                await self._sink.flush()
-                begun, newest = self._sink.under_way, self._sink.newest
-                skipped = await self.poison.leave_out(refused, stream.plugin, begun, newest)
-                self._has_read_to(skipped)
+                await self._leave_out_transaction(refused)
             raise refused from error
         except OSError as error:
             raise EnvironmentFailure(
@@ -422,6 +418,14 @@ class WalReader:
             raise error
         self._sink.skip()
 
+    async def _leave_out_transaction(self, error: WalstreamError) -> None:
+        """PostgreSQL cannot decode the one that is under way."""
+        assert isinstance(error, DatabaseRefused)
+        await self._sink.flush()
+        begun, newest = self._sink.under_way, self._sink.newest
+        holder = self._keeper.own_pid
+        self._has_read_to(await self.poison.leave_out(error, self._plugin, begun, newest, holder=holder))
+
     def _confirm(self, cursor: Any) -> None:
         trailing = self._trailing()
         position = self._sink.confirmable(trailing=trailing)
@@ -444,7 +448,12 @@ class WalReader:
         if plugin != "wal2json":
             return
         self.life.tell("abandoned", f"{plugin}: {refused.message}", repair=refused.repair)
-        await self._database.run(lambda opened: slots.drop(opened, self._reading.slot))
+
+        def drop(opened: PgConnection) -> None:
+            slots.take_back(opened, self._reading.slot, self._keeper.own_pid)
+            slots.drop(opened, self._reading.slot)
+
+        await self._database.run(drop)
 
 
 def _boot_clock() -> float:
