@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -214,6 +215,38 @@ def end_the_walsender(lab: Lab, rng: random.Random) -> None:
         lab.write(rng.uniform(0.1, 0.8))
         lab.end_walsender()
         lab.until_streaming()
+
+
+def kill_everything(lab: Lab, rng: random.Random) -> None:
+    """Two kills of the daemon and one of the server, at times that know nothing of each other.
+
+    So the daemon dies while the server is away or comes back, too, and the server while the daemon begins. Now and then
+    a fast stop and a CHECKPOINT follow, timed.
+    """
+    server, *daemons = (rng.uniform(0.1, 4.0) for _ in range(3))
+    away = rng.choice((0.0, 0.0, rng.uniform(0.1, 2.0)))
+    asked, polite = rng.random() < 0.5, rng.random() < 0.1
+    begun, deaths = time.monotonic(), len(lab.supervisor.deaths)
+    with ThreadPoolExecutor(1, "server") as pool:
+
+        def kill_the_other() -> None:
+            time.sleep(server)
+            lab.restart_server("kill", away)
+
+        killed = pool.submit(kill_the_other)
+        for moment in sorted(daemons):
+            time.sleep(max(0.0, begun + moment - time.monotonic()))
+            lab.kill_daemon()
+        killed.result()
+    lab.until_streaming()
+    lab.write(rng.uniform(0.0, 1.0))
+    if asked:
+        lab.checkpoint()
+    if polite:
+        lab.restart_server("fast")
+        lab.until_streaming()
+    died = len(lab.supervisor.deaths) - deaths - len(daemons)
+    lab.complain("deaths", [f"the daemon died {died} times by itself"] if died else [])
 
 
 # -- the network
@@ -433,6 +466,8 @@ SCENARIOS = (
              {"environ": {"WALSTREAM_HISTORY_BYTES": "4MiB"}, "keeps_all": False}, share=0.1),
     Scenario("mixed", "35", mix, {"rate": 1000.0}, own_server=True, share=0.5),
     Scenario("server killed", "3", kill_the_server, own_server=True, share=0.5),
+    Scenario("everything killed", "1, 3", kill_everything,
+             {"environ": {"WALSTREAM_HISTORY_SECONDS": "20s"}}, own_server=True, share=0.25),
     Scenario("server stopped", "4, 5", stop_the_server, own_server=True, share=0.25),
     Scenario("server flapping", "34", let_the_server_flap, own_server=True, share=0.1),
     Scenario("walsender ended", "6", end_the_walsender, share=0.1),
