@@ -32,6 +32,7 @@ from walstream.shell.clients.limits import (
     EdgeLimits,
 )
 from walstream.shell.clients.pinger import tend_all
+from walstream.shell.clients.readiness import Readiness
 from walstream.shell.clients.refusals import Ledger, refused
 from walstream.shell.clients.sockets import (
     POLICY_VIOLATION,
@@ -59,7 +60,9 @@ SOCKET_PATHS: Final = frozenset({"/socket/websocket", "/realtime/v1/websocket"})
 PROBES: Final = frozenset({"/live", "/ready", "/readyz"})
 
 BACKLOG: Final = 4096
-ACCEPT_BATCH: Final = 64
+ACCEPT_BATCH: Final = 8
+"""Connections that are accepted in one turn of the event loop; a handshake costs more than most messages."""
+
 OVERLOAD_PAUSE_SECONDS: Final = 0.1
 OVERLOADED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 """accept(2) fails so while the process or the machine is short of something; the client is still waiting."""
@@ -123,6 +126,7 @@ class Edge:
         self._http = HttpServer(application)
         self._health = health
         self._drains = Drains()
+        self._readiness = Readiness()
         self._accepting = trio.CancelScope()
         self._everything: trio.CancelScope | None = None
         self._pending = 0  # connections that are no WebSockets (yet)
@@ -139,6 +143,7 @@ class Edge:
         try:
             async with trio.open_nursery() as nursery:
                 self._everything = nursery.cancel_scope
+                await nursery.start(self._readiness.run)
                 await nursery.start(self._drains.run)
                 await nursery.start(self.sockets.run)
                 nursery.start_soon(self._tend)
@@ -248,9 +253,9 @@ class Edge:
     def _stream(self, accepted: socket.socket) -> SocketStream:
         limit, wake = self._limits.outbox_bytes, self._drains.wake
         if self._guards.tls is None:
-            return SocketStream(accepted, Outbox(accepted, limit, wake))
+            return SocketStream(accepted, Outbox(accepted, limit, wake), self._readiness)
         engine = TlsEngine(accepted, self._guards.tls.context())
-        return TlsStream(accepted, engine, TlsOutbox(accepted, engine, limit, wake))
+        return TlsStream(accepted, engine, TlsOutbox(accepted, engine, limit, wake), self._readiness)
 
     # -- one connection
 

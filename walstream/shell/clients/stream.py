@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from walstream.shell.clients.readiness import Readiness
 from walstream.shell.delivery.outbox import Outbox, State
 
 SEND_BYTES: Final = 64 * 1024
@@ -21,6 +22,9 @@ SEND_BYTES: Final = 64 * 1024
 
 LINGER_BYTES: Final = 1024 * 1024
 """Unwanted input that is read and thrown away after a refusal, so that the peer gets to see it (see ``linger``)."""
+
+TRIO: Final = Readiness()
+"""Does not run: trio's own."""
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _RECEIVE_BYTES: Final = 16 * 1024
@@ -31,13 +35,15 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
     ``receive_some`` first gives back what was read already (``unread``). ``heard_at``: monotonic time of the newest
     inbound bytes. ``send_seconds``: how long ``send_all`` waits for a peer that does not read. Not safe for two
-    readers at once. ``tls_stream.TlsStream`` is one that speaks TLS.
+    readers at once. ``readiness``: by which it waits for something to read. ``tls_stream.TlsStream`` is one that speaks
+    TLS.
     """
 
-    __slots__ = ("_replay", "_sock", "heard_at", "outbox", "send_seconds")
+    __slots__ = ("_readiness", "_replay", "_sock", "heard_at", "outbox", "send_seconds")
 
-    def __init__(self, sock: socket.socket, outbox: Outbox) -> None:
+    def __init__(self, sock: socket.socket, outbox: Outbox, readiness: Readiness = TRIO) -> None:
         self._sock = sock
+        self._readiness = readiness
         self._replay = b""
         self.outbox = outbox
         self.heard_at = trio.current_time()
@@ -97,7 +103,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
             if self._sock.fileno() == -1:
                 await trio.lowlevel.checkpoint()
                 raise trio.ClosedResourceError
-            await trio.lowlevel.wait_readable(self._sock)
+            await self._readiness.wait_readable(self._sock)
             try:
                 data = self._sock.recv(max_bytes or _RECEIVE_BYTES)
             except BlockingIOError:
@@ -120,7 +126,7 @@ class SocketStream(trio.abc.HalfCloseableStream):
     def close(self) -> None:
         """``aclose`` without a checkpoint. Tasks that wait for the socket get trio.ClosedResourceError."""
         if self._sock.fileno() != -1:
-            trio.lowlevel.notify_closing(self._sock)
+            self._readiness.notify_closing(self._sock)
             self._sock.close()
         self.outbox.die()
 

@@ -8,7 +8,8 @@ from typing import Final
 
 import trio
 
-from walstream.shell.clients.stream import SocketStream
+from walstream.shell.clients.readiness import Readiness
+from walstream.shell.clients.stream import TRIO, SocketStream
 from walstream.shell.delivery.tls import TlsEngine, TlsOutbox
 
 _RECEIVE_BYTES: Final = 16 * 1024
@@ -19,8 +20,8 @@ class TlsStream(SocketStream):
 
     __slots__ = ("_box", "_engine")
 
-    def __init__(self, sock: socket.socket, engine: TlsEngine, outbox: TlsOutbox) -> None:
-        super().__init__(sock, outbox)
+    def __init__(self, sock: socket.socket, engine: TlsEngine, outbox: TlsOutbox, readiness: Readiness = TRIO) -> None:
+        super().__init__(sock, outbox, readiness)
         self._engine = engine
         self._box = outbox
 
@@ -64,7 +65,7 @@ class TlsStream(SocketStream):
         while True:
             if self._sock.fileno() == -1:
                 raise trio.ClosedResourceError
-            await trio.lowlevel.wait_readable(self._sock)
+            await self._readiness.wait_readable(self._sock)
             try:
                 data = self._sock.recv(_RECEIVE_BYTES)
             except BlockingIOError:

@@ -32,7 +32,6 @@ from walstream.shell.clients.sockets import (
     close_frame,
 )
 from walstream.shell.clients.stream import SocketStream
-from walstream.shell.clients.turns import Turns
 from walstream.shell.delivery.outbox import Outbox, State
 from walstream.telemetry.log import HANDLER_FAILED, SOCKET_CLOSED, SOCKET_OPENED, SOCKET_TOO_SLOW, WEBSOCKET_FAILED
 
@@ -70,15 +69,12 @@ class _Feed(trio.abc.Stream):
     """
 
     __slots__ = (
-        "_counter", "_finished", "_frames", "_head", "_opened", "_turns", "_waiting", "connection", "handler",
+        "_counter", "_finished", "_frames", "_head", "_opened", "_waiting", "connection", "handler",
         "socket", "stream",
     )  # fmt: skip
 
-    def __init__(
-        self, stream: SocketStream, head: bytes, socket: Socket, max_frames_per_second: float, turns: Turns
-    ) -> None:
+    def __init__(self, stream: SocketStream, head: bytes, socket: Socket, max_frames_per_second: float) -> None:
         self.stream = stream
-        self._turns = turns
         self._frames = Bucket(max_frames_per_second, max_frames_per_second * BURST_SECONDS, trio.current_time())
         self.socket = socket
         self.connection: trio_websocket.WebSocketConnection | None = None
@@ -116,14 +112,7 @@ class _Feed(trio.abc.Stream):
         if self._finished:
             await trio.lowlevel.checkpoint()
             raise trio.ClosedResourceError
-        try:
-            data = await self.stream.receive_some(max_bytes)
-        except trio.BrokenResourceError:  # to end a connection is work, too
-            if self._turns.is_late:
-                await self._turns.wait()
-            raise
-        if self._turns.is_late:
-            await self._turns.wait()
+        data = await self.stream.receive_some(max_bytes)
         self._waiting = self._counter.feed(data)
         if self._counter.fragments > FRAGMENTS_MAX:
             self.socket.close(POLICY_VIOLATION, f"a message of more than {FRAGMENTS_MAX} frames")
@@ -207,7 +196,6 @@ class WebSockets:
         self._max_frames_per_second = max_frames_per_second
         self._on_overflow = on_overflow or close_slow
         self._on_closed = on_closed
-        self._turns = Turns()
         self._feeds: dict[Outbox, _Feed] = {}
         self._nursery: trio.Nursery | None = None
         self._emptied: trio.Event | None = None
@@ -228,7 +216,6 @@ class WebSockets:
         """Own the tasks of all sockets, for ever. Cancelling it ends every connection that is still open."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await nursery.start(self._turns.run)
             task_status.started()
             await trio.sleep_forever()
 
@@ -244,7 +231,7 @@ class WebSockets:
         protocol = _first_protocol(head)
         socket = Socket(stream, head.peer, time.time())
         socket.outbox.on_overflow = self._overflowed
-        feed = _Feed(stream, _canonical_head(head, protocol), socket, self._max_frames_per_second, self._turns)
+        feed = _Feed(stream, _canonical_head(head, protocol), socket, self._max_frames_per_second)
         self._feeds[socket.outbox] = feed
         guarded = _Guarded(self._nursery, partial(self._serve, feed))
         try:
