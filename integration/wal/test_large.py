@@ -16,6 +16,7 @@ from integration.wal.conftest import Node, Start
 
 ROWS = 300_000
 MIB = 1024 * 1024
+LARGE = 40 * MIB
 BINDING = {"event": "*", "schema": "public", "table": "*"}
 
 
@@ -78,3 +79,20 @@ def test_a_large_transaction_arrives_whole_and_memory_stays_bounded(start: Start
         assert ids[:ROWS] == list(range(1, ROWS + 1))
         assert grown < 150 * MIB, f"{grown / MIB:.0f} MiB"
         print(f"grown by {grown / MIB:.0f} MiB")
+
+
+def test_a_large_row_that_comes_in_many_pieces_arrives(start: Start, prepared: TestDatabase) -> None:
+    with start(prepared, WALSTREAM_OUTBOX_BYTES="256MiB", WALSTREAM_MAX_RECORD_BYTES="200MiB") as node:
+        node.table("t")
+        prepared.execute("alter table t replica identity full")
+        client = FastClient(node)
+        try:
+            prepared.execute(f"insert into t values (1, repeat('x', {LARGE}))")
+            prepared.execute(f"update t set v = repeat('y', {LARGE})")
+            prepared.execute("insert into t values (2, 'after')")
+            client.until(b'"after"')
+        finally:
+            client.close()
+        assert client.received.count(b"y" * LARGE) == 1
+        assert client.received.count(b"x" * LARGE) == 2, "as the new row, and as the old one"
+        assert sum(line.get("event") == "reader.started" for line in node.daemon.log()) == 1

@@ -43,6 +43,8 @@ class Wire:
         self.closed = 0
         self.reads = 0
         self.wal_end = 0
+        self.io_timestamp = 0  # moves with every read: something whole was there, if only a keepalive
+        self.hears = 1
         self.info = SimpleNamespace(backend_pid=4711)
         self.feedback: list[tuple[int, bool]] = []
         self.started: dict[str, Any] = {}
@@ -80,6 +82,7 @@ class Wire:
 
     def read_message(self) -> Any:
         self.reads += 1
+        self.io_timestamp += self.hears
         if not self.script:
             self.on_empty()
             return None
@@ -352,7 +355,24 @@ def test_a_catalog_that_does_not_answer_ends_the_stream() -> None:
 # -- letting go
 
 
-def test_a_storm_of_empty_reads_at_one_place_is_a_server_that_leaves() -> None:
+def test_a_large_message_that_comes_in_pieces_is_no_storm() -> None:
+    wire = Wire()
+    wire.hears = 0
+
+    def go_on() -> None:
+        if wire.reads == 20 * STORM_READS:
+            wire.script.append(message(b"large"))
+            wire.calm()
+
+    wire.on_empty = go_on
+    wire.wake()
+    rig = Rig(wire)
+    rig.run(seconds=2)
+    assert rig.base.received == [b"large"]
+    assert rig.states == ["streaming", "stopped"]
+
+
+def test_a_storm_of_keepalives_at_one_place_is_a_server_that_leaves() -> None:
     wire = Wire()
     wire.wake()
     rig = Rig(wire, Wire())

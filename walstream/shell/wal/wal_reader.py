@@ -59,8 +59,9 @@ IDLE_SECONDS: Final = 1.0
 """An idle stream is read this often: psycopg2 sends its status updates from within ``read_message`` only."""
 
 STORM_READS: Final = 50
-"""Empty reads in a row, at one position, that make a storm: a server that shuts down asks again and again until we are
-gone. Where others write what is not for us, it asks as often, but its position moves.
+"""Keepalives in a row, at one position, that make a storm: a server that shuts down asks again and again until we are
+gone. Where others write what is not for us, it asks as often, but its position moves; and where a large message comes in
+pieces, there is nothing to read as often, but nothing was asked.
 """
 
 STANDBY_SECONDS: Final = 1.0
@@ -306,7 +307,8 @@ class WalReader:
     async def _read(self, opened: PgConnection, cursor: Any, patience: float) -> None:
         """Read until cancelled. ``patience``: seconds without a read after which the stream is not touched again."""
         descriptor = opened.fileno()
-        empty_reads = server_position = 0
+        keepalives = server_position = 0
+        heard_at = None  # when psycopg2 had read a whole message, keepalives among them
         pace = _Pace(time.monotonic())
         last_read = _boot_clock()
         try:
@@ -326,7 +328,7 @@ class WalReader:
                         self.poison.passed()
                         self._health.reader_is("streaming")
                     pace.seen += count
-                    empty_reads = 0
+                    keepalives = 0
                     await self._sink.flush()
                     self._confirm(cursor)
                 if is_more:
@@ -335,12 +337,13 @@ class WalReader:
                 with trio.move_on_after(IDLE_SECONDS) as waiting:
                     await trio.lowlevel.wait_readable(descriptor)
                 if waiting.cancelled_caught:
-                    empty_reads = 0
+                    keepalives = 0
                     self._confirm(cursor)
-                elif not count:
-                    empty_reads = empty_reads + 1 if cursor.wal_end == server_position else 0
+                elif not count and cursor.io_timestamp != heard_at:
+                    heard_at = cursor.io_timestamp
+                    keepalives = keepalives + 1 if cursor.wal_end == server_position else 0
                     server_position = cursor.wal_end
-                    if empty_reads > STORM_READS:
+                    if keepalives > STORM_READS:
                         raise DatabaseUnreachable("the server is shutting down")
         finally:
             self._has_read_to(cursor.wal_end)  # 0 after some errors, which is why it is asked for before, too
