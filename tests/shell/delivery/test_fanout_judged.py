@@ -317,13 +317,29 @@ def test_whoever_waits_too_long_for_too_much_overflows_alone() -> None:
     scene.outbox.limit_bytes = 10_000
     told: list[object] = []
     scene.outbox.on_overflow = told.append
-    for _ in range(3):
+    for _ in range(4):
+        assert told == []
         text = b'"' + b"x" * 4000 + b'"'
         scene.route(Change(TABLE, Operation.INSERT, (b"2", text, b"true"), None, 0))
     assert told == [scene.outbox]
     scene.fanout.leave(scene.member)
     assert is_clean(scene.fanout)
     assert scene.records() == []
+
+
+def test_one_row_larger_than_all_the_room_is_waited_for_with_what_follows() -> None:
+    scene = Scene()
+    scene.outbox.limit_bytes = 10_000
+    told: list[object] = []
+    scene.outbox.on_overflow = told.append
+    for text in (b"x" * 4000, b"x" * 40_000, b"x" * 4000):
+        scene.route(Change(TABLE, Operation.INSERT, (b"2", b'"' + text + b'"', b"true"), None, 0))
+    assert told == []
+    assert [len(record["record"]["t"]) for record in scene.records()] == [4000, 40_000, 4000]  # type: ignore[index]
+    for _ in range(4):  # what was waited for is forgotten
+        assert told == []
+        scene.route(Change(TABLE, Operation.INSERT, (b"2", b'"' + b"x" * 4000 + b'"', b"true"), None, 0))
+    assert told == [scene.outbox]
 
 
 def test_truncates_show_no_row_and_are_not_asked_about() -> None:

@@ -193,7 +193,7 @@ class Audience:
 
     __slots__ = (
         "_wire", "chunk", "chunk_from", "held", "joining", "key", "pending", "pending_from", "prefixes", "rest",
-        "shared", "solo", "suffix", "waiting", "waiting_bytes",
+        "shared", "solo", "suffix", "waiting", "waiting_bytes", "waiting_largest",
     )  # fmt: skip
 
     def __init__(self, key: AudienceKey) -> None:
@@ -213,6 +213,7 @@ class Audience:
         # Changes of which PostgreSQL has to say whether they may be seen, and all that come after them.
         self.waiting: deque[Step | End | Gate] = deque()
         self.waiting_bytes = 0
+        self.waiting_largest = 0  # bytes of the largest change since something began to wait
         self._wire = dict(zip(key.ids, key.wire, strict=True)) if key.wire else None
 
     @property

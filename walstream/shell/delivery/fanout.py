@@ -518,8 +518,11 @@ class Fanout:
         self._members.waiting[audience] = None
         if isinstance(item, Step):
             audience.waiting_bytes += item.size
+            audience.waiting_largest = max(audience.waiting_largest, item.size)
+            # As an outbox takes one chunk of any size: a row is not refused for being larger than all the room.
+            queued = audience.waiting_bytes - audience.waiting_largest
             for outbox in (*audience.solo, *audience.shared, *audience.joining):
-                if audience.waiting_bytes > outbox.limit_bytes:
+                if queued > outbox.limit_bytes:
                     outbox.overflow()
 
     async def _go_on(self) -> None:
@@ -551,6 +554,7 @@ class Fanout:
                 break
         self._enliven(audience, now)
         if not waiting:
+            audience.waiting_largest = 0
             self._members.waiting.pop(audience, None)
 
     def _enliven(self, audience: Audience, live: Sequence[Member]) -> None:

@@ -60,8 +60,8 @@ IDLE_SECONDS: Final = 1.0
 
 STORM_READS: Final = 50
 """Keepalives in a row, at one position, that make a storm: a server that shuts down asks again and again until we are
-gone. Where others write what is not for us, it asks as often, but its position moves; and where a large message comes in
-pieces, there is nothing to read as often, but nothing was asked.
+gone. Where others write what is not for us, it asks as often, but its position moves; and where a large message comes
+in pieces, there is nothing to read as often, but nothing was asked.
 """
 
 STANDBY_SECONDS: Final = 1.0
