@@ -335,7 +335,7 @@ def test_one_row_larger_than_all_the_room_is_waited_for_with_what_follows() -> N
     for text in (b"x" * 4000, b"x" * 40_000, b"x" * 4000):
         scene.route(Change(TABLE, Operation.INSERT, (b"2", b'"' + text + b'"', b"true"), None, 0))
     assert told == []
-    assert [len(record["record"]["t"]) for record in scene.records()] == [4000, 40_000, 4000]  # type: ignore[index]
+    assert [len(record["record"]["t"]) for record in scene.records()] == [4000, 40_000, 4000]  # type: ignore[index]  # JSON
     for _ in range(4):  # what was waited for is forgotten
         assert told == []
         scene.route(Change(TABLE, Operation.INSERT, (b"2", b'"' + b"x" * 4000 + b'"', b"true"), None, 0))
