@@ -16,6 +16,7 @@ NAMES = (
     "policies",
     "row_security",
     "resume",
+    "stalled",
 )
 
 if __name__ == "__main__":

@@ -179,6 +179,11 @@ def connect(port: int, path: str | None = None) -> socket.socket:
     """A blocking WebSocket connection after its handshake."""
     raw = socket.create_connection(("127.0.0.1", port), timeout=20)
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as WebSocket clients do
+    return shake_hands(raw, path)
+
+
+def shake_hands(raw: socket.socket, path: str | None = None) -> socket.socket:
+    """Make a WebSocket connection of a TCP connection, and return it."""
     key = base64.b64encode(os.urandom(16)).decode()
     path = path or f"/realtime/v1/websocket?apikey={token()}&vsn=2.0.0"
     raw.sendall(
