@@ -33,9 +33,9 @@ async def until_half(wire: Wire) -> None:
     assert len(got(wire)) < 10
 
 
-@pytest.fixture
-def slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fanout_module, "SLICE_CHANGES", 3)
+@pytest.fixture(params=[("SLICE_CHANGES", 3), ("SLICE_BYTES", 5)])
+def slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout_module, *request.param)
     monkeypatch.setattr(frames_module, "SLICE_SOCKETS", 2)
 
 

@@ -150,8 +150,12 @@ class Telling:
     @property
     def size(self) -> int:
         """Bytes of its values."""
-        rows: tuple[Row | None, ...] = (self.change.new, self.change.old)
-        return sum(len(cell) for row in rows if row is not None for cell in row if cell is not None)
+        return values_size(self.change)
+
+
+def values_size(change: Change) -> int:
+    """Bytes of the values of its rows."""
+    return sum(sum(map(len, filter(None, row))) for row in (change.new, change.old) if row is not None)
 
 
 class Step(NamedTuple):

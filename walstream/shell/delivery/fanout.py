@@ -36,6 +36,7 @@ from walstream.shell.delivery.audience import (
     Routing,
     Step,
     Telling,
+    values_size,
 )
 from walstream.shell.delivery.doubts import Doubts
 from walstream.shell.delivery.frames import Frames
@@ -47,6 +48,9 @@ from walstream.shell.delivery.runs import InsertRuns
 
 SLICE_CHANGES = 500
 """Changes of a large transaction that are routed before other tasks get a turn: a few milliseconds of work."""
+
+SLICE_BYTES = 256 * 1024
+"""Of their values: a slice of large ones ends earlier, before its frames fill memory and outboxes."""
 
 RUN_CHANGES_MIN = 2
 
@@ -351,12 +355,14 @@ class Fanout:
         while True:
             # No await from here to the end of the slice: a join must see either all of it or none.
             self._begin(transaction)
-            count = 0
-            for change in islice(changes, SLICE_CHANGES):
+            size = 0
+            for count, change in enumerate(changes, 1):
                 self._deliver(change, routing, self._members.by_binding, touched)
-                count += 1
-            self._backlog_done += count
-            if count < SLICE_CHANGES:
+                self._backlog_done += 1
+                size += values_size(change)
+                if count >= SLICE_CHANGES or size > SLICE_BYTES:
+                    break
+            else:
                 break
             await self._go_on()
             await trio.lowlevel.checkpoint()
