@@ -5,6 +5,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$root/.venv
 python=$venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+# Byte code as an installation has it: without, each start of a daemon compiles all of walstream anew.
+unset PYTHONDONTWRITEBYTECODE
 
 fail() {
     printf 'scripts/%s: %s\n' "$(basename "$0")" "$*" >&2
