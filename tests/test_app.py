@@ -130,4 +130,5 @@ async def _ending(*numbers: int) -> Ending:
 def test_the_parts_are_joined() -> None:
     daemon = Daemon(CONFIG)
     assert daemon.pipeline.on_gap == daemon._tell_gap
+    assert daemon.pipeline.on_overtaken == daemon._plan_overtaken
     assert len(daemon.joins) == 0

@@ -49,6 +49,7 @@ from walstream.channel.address import parse_networks
 from walstream.channel.origins import Origins
 from walstream.config import Config, secrets_of
 from walstream.errors import ConfigError, WalstreamError
+from walstream.history.resume import PLAN_CHANGED, PlanChange
 from walstream.history.ring import Ring
 from walstream.lsn import Lsn
 from walstream.model import Catalog
@@ -72,6 +73,7 @@ from walstream.shell.clients.edge import Edge, Guards
 from walstream.shell.clients.expiries import Expiries
 from walstream.shell.clients.gate import Gate, GateLimits
 from walstream.shell.clients.http_app import HttpRules, make_app
+from walstream.shell.clients.join_check import Wish
 from walstream.shell.clients.joins import Joins
 from walstream.shell.clients.key_sets import KeySetSource
 from walstream.shell.clients.limits import EdgeLimits, raise_open_files
@@ -169,6 +171,7 @@ class Daemon:
         self.report = self._make_report()
         self.mirror = self.pipeline.mirror = self._make_mirror()
         self.pipeline.on_gap = self._tell_gap
+        self.pipeline.on_overtaken = self._plan_overtaken
         self.expiries = Expiries()
         # Apart as well: policies are the operator's own SQL, and may take their time.
         self.judges = Database(config.database_url, f"{APPLICATION_NAME} (private rooms)", size=2)
@@ -372,12 +375,19 @@ class Daemon:
         self.ring.skipped = max(self.ring.skipped, commit_lsn)
         self._tell_gap("poison_skipped")
 
-    def _tell_gap(self, reason: str) -> None:
+    def _plan_overtaken(self, change: PlanChange) -> None:
+        """Who went on from before it was told of what this process has read again by a newer plan."""
+        self._tell_gap(
+            PLAN_CHANGED,
+            lambda wish: wish.since is not None and change.concerns(wish.since.commit_lsn, (wish.schema, wish.table)),
+        )
+
+    def _tell_gap(self, reason: str, concerns: Callable[[Wish], bool] = lambda wish: True) -> None:
         """Changes may be missing before what comes next."""
-        if len(self.joins):
-            log.warning(GAP_TOLD, reason=reason, channels=len(self.joins))
-            self.metrics.gaps.labels(reason).inc(len(self.joins))
-        self.joins.gap(reason)
+        told = self.joins.gap(reason, concerns)
+        if told:
+            log.warning(GAP_TOLD, reason=reason, channels=told)
+            self.metrics.gaps.labels(reason).inc(told)
 
     async def run(self) -> None:
         """Serve until a signal ends it. Raises ConfigError where it cannot listen."""

@@ -43,6 +43,10 @@ class PlanChange(NamedTuple):
     commit_lsn: Lsn
     tables: frozenset[tuple[str, str]]
 
+    def concerns(self, position: int, wished: tuple[str, str]) -> bool:
+        """Whether it comes after that commit end and is about what is ``wished`` (schema and table, "*" for any)."""
+        return self.commit_lsn > position and any(_overlap(table, wished) for table in self.tables)
+
 
 def resume(
     ring: Ring,
@@ -62,9 +66,8 @@ def resume(
         return TOO_OLD
     if position.commit_lsn <= ring.skipped:
         return POISON_SKIPPED
-    for change in plan_changes:
-        if change.commit_lsn > position.commit_lsn and any(_overlap(table, wished) for table in change.tables):
-            return PLAN_CHANGED
+    if any(change.concerns(position.commit_lsn, wished) for change in plan_changes):
+        return PLAN_CHANGED
     if not position.xid:
         return Start(position.commit_lsn, EVERYTHING)
     if ring.floor < position.commit_lsn <= ring.newest:

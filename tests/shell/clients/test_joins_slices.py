@@ -72,3 +72,21 @@ def test_a_gap_while_the_database_is_asked_makes_joins_ask_again() -> None:
         assert rig.world.trips == 2
 
     scene(main)
+
+
+def test_a_gap_may_concern_some_items_only() -> None:
+    async def main(rig: Rig) -> None:
+        owner = Owner(rig)
+        other = rig.ask(owner, ALL)
+        concerned = rig.ask(owner, ALL.replace(b'"*"', b'"DELETE"'))
+        await wait_all_tasks_blocked()
+
+        def reasons(serial: int) -> list[str]:
+            return [details["reason"] for details in owner.details.get(serial, []) if "reason" in details]
+
+        assert rig.joins.gap("plan_changed", lambda wish: wish.item.event == "DELETE") == 1
+        assert (reasons(other), reasons(concerned)) == ([], ["plan_changed"])
+        assert rig.joins.gap("slot_lost") == 2
+        assert (reasons(other), reasons(concerned)) == (["slot_lost"], ["plan_changed", "slot_lost"])
+
+    scene(main)

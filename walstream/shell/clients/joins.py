@@ -191,14 +191,22 @@ class Joins:
         """Joins whose changes are delivered."""
         return len(self._joined)
 
-    def gap(self, reason: str) -> None:
-        """Tell everybody that changes may be missing. ``reason``: one of docs/reference/protocol.md."""
+    def gap(self, reason: str, concerns: Callable[[Wish], bool] = lambda wish: True) -> int:
+        """Tell everybody with an item that it concerns that changes may be missing. Returns how many joins that are.
+
+        ``reason``: one of docs/reference/protocol.md.
+        """
         self._gaps += 1
+        told = 0
         for key, joined in list(self._joined.items()):
+            if not any(map(concerns, joined.asked.wishes)):
+                continue
+            told += 1
             if not self._snapshots.abandon(key, reason):
                 joined.asked.owner.system(
                     joined.asked.request.serial, "ok", starts.GAP, {"event": "gap", "reason": reason}
                 )  # fmt: skip
+        return told
 
     # -- from connections
 

@@ -94,7 +94,8 @@ class Pipeline:
     """The ``Sink`` of the reader.
 
     ``returned``: called with the content of each transactional message of ours. What the slot keeps back is told by
-    who watches it, through ``slot_seen``. ``on_gap`` gets a reason when changes may be missing before what comes next.
+    who watches it, through ``slot_seen``. ``on_gap`` gets a reason when changes may be missing before what comes next,
+    and ``on_overtaken`` a change of the plan before which what was captured is not what should have been.
     ``feed``: who is told of channels, members and stored messages; to be set before the first stream.
     """
 
@@ -114,6 +115,7 @@ class Pipeline:
         self.tally = Tally()
         self.changes_in = 0
         self.on_gap: Callable[[str], object] = lambda reason: None
+        self.on_overtaken: Callable[[PlanChange], object] = lambda change: None
         self.mirror: NotifyMirror | None = None
         self.feed: WalFeed | None = None
         self._settings = settings
@@ -148,7 +150,11 @@ class Pipeline:
     # -- the stream
 
     async def open(self, stream: Stream) -> Mapping[str, str]:
-        """See ``Sink.open``. Loads the plan anew. Raises DatabaseRefused where ``walstream init`` is due."""
+        """See ``Sink.open``. Raises DatabaseRefused where ``walstream init`` is due.
+
+        A plan that was loaded is one of now. Where the stream goes on, the plan as of what was read last is the right
+        one: what follows was committed under it, until a change of it comes.
+        """
         loaded = await self._database.run(self.load)
         gap = "other_cluster" if stream.cluster != self._ring.cluster else stream.gap
         is_gap = bool(gap) or stream.is_new_slot
@@ -185,8 +191,9 @@ class Pipeline:
         self._held = None
         if self._plan_snapshot is None:
             self._first_snapshot = loaded.snapshot
-        self._plan_snapshot = loaded.snapshot
-        self._use(loaded.plan)
+        if self._plan_snapshot is None or is_gap:
+            self._plan_snapshot, self.plan = loaded.snapshot, loaded.plan
+        self._use(self.plan)
         if self.feed is not None:
             self.feed.opened(loaded.snapshot, stream.server_start, missed=is_gap)
         return self._decoder.options()
@@ -449,7 +456,10 @@ class Pipeline:
         if tables:
             self._plan_changes.append(PlanChange(transaction.commit_lsn, tables))
         if self._plan_snapshot is not None and not is_live(transaction, self._plan_snapshot, self._server_start):
-            return  # read again after a restart; the plan that was loaded has it
+            # Read again after a restart: the plan that was loaded has it, and what came before it was captured by that.
+            if tables:
+                self.on_overtaken(self._plan_changes[-1])
+            return
         self._use(plan_source.applied(self.plan, changes))
         log.info(PLAN_CHANGED, rows=len(self.plan.rows), lsn=str(transaction.commit_lsn))
 
