@@ -27,6 +27,7 @@ from walstream.router import ANY, Binding, Router, wire_ids
 from walstream.shell.clients import join_check, starts
 from walstream.shell.clients.connection import JoinOwner
 from walstream.shell.clients.join_check import Facts, ItemProblem, Table, Wish
+from walstream.shell.clients.join_state import Asked, Joined, JoinKey
 from walstream.shell.clients.snapshots import Snapshots, Standing, Wanted
 from walstream.shell.database.access import REFRESH_SECONDS, Rights, RoleFacts, TableAccess, load_rights, load_roles
 from walstream.shell.database.catalog import load_relations, load_types
@@ -92,50 +93,6 @@ class Plans(Protocol):
         ...
 
 
-class _Asked:
-    """A join that is waiting, or, once its reply had to go out without the database, waiting for that."""
-
-    __slots__ = ("claims", "owner", "promised", "request", "tried", "wishes")
-
-    def __init__(self, owner: JoinOwner, request: JoinRequest, wishes: list[Wish]) -> None:
-        self.owner = owner
-        self.request = request
-        self.claims = request.claims
-        self.wishes = wishes
-        self.promised: tuple[int, ...] = ()  # ids that the reply has named already
-        self.tried = False
-
-    @property
-    def key(self) -> _Key:
-        return self.owner, self.request.serial
-
-    @property
-    def role(self) -> str:
-        return self.claims.role
-
-    @property
-    def is_urgent(self) -> bool:
-        """Whether a reply is due soon."""
-        return not self.promised and not (self.tried and self.request.wait_seconds is not None)
-
-
-class _Joined(NamedTuple):
-    """A join whose changes are delivered. ``ids``: one hold on the router each; ``wire``: what the client calls them.
-
-    ``viewer``: who its bindings look as, None where no table that they mean has row-level security.
-    """
-
-    asked: _Asked
-    member: Member
-    ids: tuple[int, ...]
-    wire: tuple[int, ...]
-    role: str
-    viewer: Viewer | None
-
-
-_Key = tuple[JoinOwner, int]
-
-
 class _Loaded(NamedTuple):
     plan: Plan
     snapshot: Snapshot
@@ -178,11 +135,11 @@ class Joins:
         self._plans = plans
         self._snapshots = snapshots
         self._reader = reader
-        self._asked: dict[_Key, _Asked] = {}
-        self._unanswered: dict[_Key, _Asked] = {}  # their reply went out without the database
-        self._moving: dict[_Key, Claims] = {}  # joined ones with a new role
-        self._joined: dict[_Key, _Joined] = {}
-        self._lost: dict[_Key, _Asked] = {}  # joined ones whose new role may not; another token may make it good
+        self._asked: dict[JoinKey, Asked] = {}
+        self._unanswered: dict[JoinKey, Asked] = {}  # their reply went out without the database
+        self._moving: dict[JoinKey, Claims] = {}  # joined ones with a new role
+        self._joined: dict[JoinKey, Joined] = {}
+        self._lost: dict[JoinKey, Asked] = {}  # joined ones whose new role may not; another token may make it good
         self._gaps = 0  # told so far
         self._judging = trio.Lock()  # rights that were asked for earlier must not come after newer ones
         self._wake = trio.Event()
@@ -223,7 +180,7 @@ class Joins:
         except ItemProblem as problem:
             self._answer_badly(owner, request, problem.message)
             return
-        self._asked[owner, request.serial] = _Asked(owner, request, wishes)
+        self._asked[owner, request.serial] = Asked(owner, request, wishes)
         self._wake.set()
 
     def forget(self, owner: JoinOwner, serial: int) -> None:
@@ -263,14 +220,14 @@ class Joins:
         if joined.viewer is not None:
             self._look_as(key, joined, Viewer(claims.role, claims.json))
 
-    def _look_as(self, key: _Key, joined: _Joined, viewer: Viewer) -> None:
+    def _look_as(self, key: JoinKey, joined: Joined, viewer: Viewer) -> None:
         """Go on with the same bindings for another viewer, from the same change on."""
         if viewer == joined.viewer:
             return
         ids = tuple([self._router.look_as(id_, viewer) for id_ in joined.ids])
         self._go_on_as(key, joined, ids, joined.role, viewer)
 
-    def _go_on_as(self, key: _Key, joined: _Joined, ids: tuple[int, ...], role: str, viewer: Viewer | None) -> None:
+    def _go_on_as(self, key: JoinKey, joined: Joined, ids: tuple[int, ...], role: str, viewer: Viewer | None) -> None:
         request = joined.asked.request
         audience = AudienceKey(request.topic, key[0].vsn, request.shape, ids, role, viewer, _wire(ids, joined.wire))
         self._access.enter(role)
@@ -330,7 +287,7 @@ class Joins:
                 return
             await trio.lowlevel.checkpoint()
 
-    async def _answer(self, batch: list[_Asked], moving: Mapping[_Key, Claims]) -> None:
+    async def _answer(self, batch: list[Asked], moving: Mapping[JoinKey, Claims]) -> None:
         while self._reader() != "streaming":  # noqa: ASYNC110 - a value on a board, which may be back in a moment
             await trio.sleep(STREAM_LOOK_SECONDS)
         asked_at, gaps = self._ring.next_sequence, self._gaps
@@ -363,7 +320,7 @@ class Joins:
                 self._access.left(role)
         await self._fanout.flush()  # what they had missed, which else waited for the next transaction
 
-    def _settle(self, asked: _Asked, facts: Facts, snapshot: Snapshot, asked_at: int) -> None:
+    def _settle(self, asked: Asked, facts: Facts, snapshot: Snapshot, asked_at: int) -> None:
         owner, request = asked.owner, asked.request
         try:
             bindings = self._bindings(asked, facts)
@@ -387,10 +344,10 @@ class Joins:
         key = AudienceKey(request.topic, owner.vsn, request.shape, ids, asked.role, viewer, _wire(ids, wire))
         self._access.enter(asked.role)
         member = self._enter(asked, key, snapshot, asked_at)
-        self._joined[asked.key] = _Joined(asked, member, ids, wire, asked.role, viewer)
+        self._joined[asked.key] = Joined(asked, member, ids, wire, asked.role, viewer)
         asked.promised = ()
 
-    def _enter(self, asked: _Asked, key: AudienceKey, snapshot: Snapshot, asked_at: int) -> Member:
+    def _enter(self, asked: Asked, key: AudienceKey, snapshot: Snapshot, asked_at: int) -> Member:
         """Let the join have its changes: from its snapshot on, or from where its client was."""
         owner = asked.owner
         found = starts.find(asked.wishes, self._ring, snapshot, asked_at, self._plans.plan_changes)
@@ -406,15 +363,15 @@ class Joins:
         self._snapshots.begin(asked.key, wanted, partial(self._standing, asked.key))
         return self._fanout.pursuits.hold(owner.outbox, key)
 
-    def _standing(self, key: _Key) -> Standing:
+    def _standing(self, key: JoinKey) -> Standing:
         joined = self._joined[key]
         return Standing(joined.member, joined.ids, Viewer(joined.asked.claims.role, joined.asked.claims.json))
 
-    def _drop(self, asked: _Asked) -> None:
+    def _drop(self, asked: Asked) -> None:
         self._asked.pop(asked.key, None)
         self._unanswered.pop(asked.key, None)
 
-    def _bindings(self, asked: _Asked, facts: Facts) -> list[Binding]:
+    def _bindings(self, asked: Asked, facts: Facts) -> list[Binding]:
         truncate = asked.request.shape is Shape.FEED
         return join_check.bindings(asked.wishes, asked.claims, facts, self._catalog, truncate=truncate)
 
@@ -443,7 +400,7 @@ class Joins:
             if not asked.owner.join_ready(asked.request.serial, accepted):
                 self.forget(*asked.key)
 
-    def _move(self, key: _Key, claims: Claims, facts: Facts) -> None:
+    def _move(self, key: JoinKey, claims: Claims, facts: Facts) -> None:
         """Go on under another role, from the same change on."""
         joined = self._joined.get(key)
         if joined is None:
@@ -466,7 +423,7 @@ class Joins:
 
     # -- facts
 
-    async def _load(self, batch: list[_Asked], moving: Mapping[_Key, Claims]) -> tuple[_Loaded, Facts]:
+    async def _load(self, batch: list[Asked], moving: Mapping[JoinKey, Claims]) -> tuple[_Loaded, Facts]:
         """Everything the batch has to know. Raises WalstreamError."""
         asks = list(batch) + [self._joined[key].asked for key in moving if key in self._joined]
         roles = frozenset([asked.role for asked in batch] + [claims.role for claims in moving.values()])
@@ -580,7 +537,7 @@ class Joins:
 
     async def _tell_unfit(self, suspects: set[int]) -> None:
         """Judge by the table of now: the stream may be where it has not got its newest columns yet."""
-        concerned: dict[tuple[tuple[int, ...], str], list[_Joined]] = {}
+        concerned: dict[tuple[tuple[int, ...], str], list[Joined]] = {}
         for joined in self._joined.values():
             if not suspects.isdisjoint(joined.ids):
                 concerned.setdefault((joined.ids, joined.role), []).append(joined)
