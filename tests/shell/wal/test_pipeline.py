@@ -19,9 +19,7 @@ from walstream.capture.plan import Plan, subscription_row
 from walstream.decoder import MESSAGE_PREFIX
 from walstream.decoder.runs import cut
 from walstream.errors import EnvironmentFailure, WalstreamError
-from walstream.history.resume import PlanChange
 from walstream.history.ring import Ring
-from walstream.lsn import Lsn
 from walstream.model import (
     Begin,
     Catalog,
@@ -306,70 +304,6 @@ def test_what_was_routed_before_a_gap_goes_out_before_its_word() -> None:
         assert told == [("slot_lost", [delivered])]
 
     scene(main, "public.things")
-
-
-def test_a_plan_is_obeyed_from_its_commit_on() -> None:
-    async def main(rig: Rig) -> None:
-        await rig.transaction(insert())
-        await rig.transaction(planned("public.things"), insert())  # in its own transaction it holds not yet
-        captured = await rig.transaction(insert())
-        await rig.transaction(planned("public.things", Operation.DELETE))
-        await rig.transaction(insert())
-        assert rig.commits == [captured]
-
-    scene(main)
-
-
-def test_a_plan_that_was_loaded_is_not_undone_by_what_is_read_again() -> None:
-    """The plan of now has rows whose DELETE and INSERT come once more from the window."""
-
-    async def main(rig: Rig) -> None:
-        await rig.transaction(planned("public.things", Operation.DELETE), xid=40)
-        end = await rig.transaction(insert(), xid=60)
-        assert rig.commits == [end]
-
-    scene(main, "public.things", snapshot=Snapshot(50, 50, frozenset(), 0, 0, 1.0))
-
-
-def test_a_change_of_the_plan_that_is_read_again_has_overtaken_what_was_committed_before_it() -> None:
-    async def main(rig: Rig) -> None:
-        told: list[PlanChange] = []
-        rig.pipeline.on_overtaken = told.append
-        at = await rig.transaction(planned("public.things", Operation.DELETE), xid=40)
-        assert told == [PlanChange(Lsn(at), frozenset({("public", "things")}))]
-        await rig.transaction(planned("public.things"), xid=60)
-        assert len(told) == 1, "that one is obeyed from its commit on"
-
-    scene(main, snapshot=Snapshot(50, 50, frozenset(), 0, 0, 1.0))
-
-
-def test_a_stream_that_goes_on_obeys_the_plan_as_of_what_was_read_last() -> None:
-    """What was committed while nobody read was committed under that one; the plan of now may be newer."""
-
-    async def main(rig: Rig) -> None:
-        first = await rig.transaction(insert())
-        rig.plan = Plan([], own_schema="realtime")
-        await rig.open()
-        second = await rig.transaction(insert())
-        await rig.transaction(planned("public.things", Operation.DELETE))
-        await rig.transaction(insert())
-        assert rig.commits == [first, second]
-        rig.plan = Plan([subscription_row("public.things", "public.things", ["*"])], own_schema="realtime")
-        await rig.open(is_new=True)  # what changed it may never come
-        third = await rig.transaction(insert())
-        assert rig.commits == [first, second, third]
-
-    scene(main, "public.things")
-
-
-def test_whoever_aborts_or_is_cut_off_changes_no_plan() -> None:
-    async def main(rig: Rig) -> None:
-        await rig.feed(Begin(70, 0), planned("public.things"))
-        await rig.open()
-        await rig.transaction(insert())
-        assert rig.commits == []
-
-    scene(main)
 
 
 def test_only_our_own_transactional_messages_return() -> None:

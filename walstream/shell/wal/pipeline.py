@@ -455,7 +455,13 @@ class Pipeline:
         tables = plan_source.concerned(changes)
         if tables:
             self._plan_changes.append(PlanChange(transaction.commit_lsn, tables))
-        if self._plan_snapshot is not None and not is_live(transaction, self._plan_snapshot, self._server_start):
+        since = self._plan_snapshot
+        # Settled first: xids come round, and a plan may have been loaded years ago.
+        if (
+            since is not None
+            and not settled(transaction, since)
+            and not is_live(transaction, since, self._server_start)
+        ):
             # Read again after a restart: the plan that was loaded has it, and what came before it was captured by that.
             if tables:
                 self.on_overtaken(self._plan_changes[-1])
