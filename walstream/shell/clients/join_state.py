@@ -29,10 +29,12 @@ class Asked:
 
     @property
     def key(self) -> JoinKey:
+        """By which ``joins`` knows it."""
         return self.owner, self.request.serial
 
     @property
     def role(self) -> str:
+        """Whose rights count."""
         return self.claims.role
 
     @property
