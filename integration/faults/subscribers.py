@@ -130,9 +130,10 @@ class Subscriber:
                     message = await connection.get_message()
                 await self._take(_decode(message))
         finally:
-            # Whoever dies says no goodbye; and a server that is gone would not answer it.
+            # Whoever dies says no goodbye; and a server that is gone would not answer it. Nothing is awaited here: in a
+            # cancelled scope that raises Cancelled, which hides what else went wrong.
+            stream.socket.close()
             nursery.cancel_scope.cancel()
-            await trio.aclose_forcefully(stream)
 
     def _join(self) -> bytes:
         more = {"since": self._since} if self._since else {}
@@ -209,7 +210,9 @@ def read_change(data: Mapping[str, Any]) -> Got:
     key = old.get("id") if operation == "DELETE" else row.get("id")
     audit = None
     own_share = moved = 0
-    if table == "audit":
+    if table == "audit" and operation == "DELETE":
+        pass  # trimmed, which tells of no transaction
+    elif table == "audit":
         audit = Audit(row["writer"], row["number"], row["rows"], row["checksum"])
     else:
         own_share = share(table, operation, key, 0 if operation == "DELETE" else row.get("n"))
