@@ -295,3 +295,65 @@ def test_bindings_of_one_join_may_go_on_from_different_places() -> None:
         ]  # fmt: skip
 
     run(main)
+
+
+@pytest.mark.parametrize("how", ["in slices", "at its end", "resumed"])
+def test_a_large_transaction_is_told_to_its_end_although_the_ring_let_go_of_it(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has no room in its midst, or for what is written at its end, or comes back: they get it at their own pace."""
+
+    async def main() -> None:
+        world = World()
+        ring = world.rig.ring
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.rig.fanout.run)
+            if how == "resumed":
+                world.route(1)
+                world.route(6)
+                world.resume(5)
+            else:
+                world.join(0)
+                world.route(6)
+                await world.rig.fanout.flush()
+            (slow,) = world.clients
+            lsn = world.rig.route(*[number % 6 for number in range(40)], spilled=True)
+            if how != "resumed":
+                ring.clear()
+            places = [*world.committed, *((lsn, number) for number in range(40))]
+            while len(slow.wire.data) < 45 * FRAME and not slow.overflows:
+                slow.read(FRAME)
+                await trio.sleep(pursuit_module.HOLD_SECONDS / 2)
+                if len(slow.wire.data) > 20 * FRAME:
+                    ring.clear()
+            slow.read(1 << 20)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not slow.overflows
+            found = slow.got()
+            assert [(each.commit, each.ordinal) for each in found] == [each for each in places if each > slow.since]
+            assert found[-1].last
+            nursery.cancel_scope.cancel()
+
+    monkeypatch.setattr(fanout_module, "SLICE_CHANGES", 2 if how == "in slices" else 500)
+    monkeypatch.setattr(pursuit_module, "SLICE_CHANGES", 3)
+    run(main, autojump=True)
+
+
+def test_who_does_not_read_keeps_nothing_that_the_ring_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        world = World()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.rig.fanout.run)
+            world.join(0)
+            (stalled,) = world.clients
+            world.rig.route(*[number % 6 for number in range(40)], spilled=True)
+            world.rig.ring.clear()
+            await trio.sleep(pursuit_module.HOLD_SECONDS - 1)
+            assert not stalled.overflows
+            await trio.sleep(2)
+            assert stalled.overflows
+            assert not len(world.rig.fanout.pursuits)
+            nursery.cancel_scope.cancel()
+
+    monkeypatch.setattr(fanout_module, "SLICE_CHANGES", 2)
+    run(main, autojump=True)

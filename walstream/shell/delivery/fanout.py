@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
@@ -122,6 +122,7 @@ class Fanout:
         self.pursuits = Pursuits(self, ring, self._members, self._frames)
         self._backlog: deque[_Queued] = deque()
         self._backlog_done = 0  # changes of the backlog's first transaction that are routed already
+        self._leaving: tuple[_Queued, ...] = ()  # routed, and not yet written: who has no room for it needs it
         self._woken = trio.Event()
         self._touched: dict[Audience, None] = {}  # audiences that hold a change of the half-routed transaction
         self._server_start: float | None = None
@@ -215,7 +216,15 @@ class Fanout:
 
     def queued(self, sequence: int) -> Transaction | None:
         """See ``pursuit.Source``."""
-        return next((each.routing.transaction for each in self._backlog if each.sequence == sequence), None)
+        return next((each.routing.transaction for each in self._kept() if each.sequence == sequence), None)
+
+    def queued_at(self, commit_lsn: int) -> tuple[int, Transaction] | None:
+        """See ``pursuit.Source``."""
+        found = (each for each in self._kept() if each.routing.transaction.commit_lsn == commit_lsn)
+        return next(((each.sequence, each.routing.transaction) for each in found), None)
+
+    def _kept(self) -> Iterator[_Queued]:
+        return chain(self._leaving, self._backlog)
 
     def deliver(self, change: Change, routing: Routing, audiences: Mapping[int, Mapping[Audience, None]]) -> None:
         """See ``pursuit.Source``."""
@@ -351,29 +360,33 @@ class Fanout:
         routing = queued.routing
         transaction = routing.transaction
         changes: Iterator[Change] = islice(transaction.changes, self._backlog_done, None)
-        touched = self._touched
         while True:
             # No await from here to the end of the slice: a join must see either all of it or none.
             self._begin(transaction)
-            size = 0
-            for count, change in enumerate(changes, 1):
-                self._deliver(change, routing, self._members.by_binding, touched)
-                self._backlog_done += 1
-                size += values_size(change)
-                if count >= SLICE_CHANGES or size > SLICE_BYTES:
-                    break
-            else:
+            if not self._route_slice(changes, routing):
                 break
             await self._go_on()
             await trio.lowlevel.checkpoint()
-        for audience in touched:
+        for audience in self._touched:
             self.end(audience)
-        touched.clear()
-        self._backlog.popleft()
+        self._touched.clear()
+        self._leaving = (self._backlog.popleft(),)
         self._backlog_done = 0
         self.pursuits.routed()
         await self._go_on()
+        self._leaving = ()
         await trio.lowlevel.checkpoint()
+
+    def _route_slice(self, changes: Iterator[Change], routing: Routing) -> bool:
+        """Whether there may be more. A function of its own, so that nothing holds on to a large row after its slice."""
+        size = 0
+        for count, change in enumerate(changes, 1):
+            self._deliver(change, routing, self._members.by_binding, self._touched)
+            self._backlog_done += 1
+            size += values_size(change)
+            if count >= SLICE_CHANGES or size > SLICE_BYTES:
+                return True
+        return False
 
     def _begin(self, transaction: Transaction) -> None:
         if not self._members.joining:

@@ -31,6 +31,9 @@ ROOM_BYTES: Final = 256 * 1024
 LOOK_SECONDS: Final = 1.0
 """Between looks whether who does not read has fallen off the ring meanwhile."""
 
+HOLD_SECONDS: Final = 10.0
+"""Of not reading, after which a member lets go of a transaction that the ring let go of before."""
+
 WAIT_SECONDS: Final = 0.05
 """Between looks at an outbox of which nothing moves but what PostgreSQL has to answer."""
 
@@ -60,6 +63,10 @@ class Source(Protocol):
         """A transaction that waits to be routed; the ring may have let go of it."""
         ...
 
+    def queued_at(self, commit_lsn: int) -> tuple[int, Transaction] | None:
+        """The one of them with this commit end, and its sequence number."""
+        ...
+
     def routing(self, transaction: Transaction) -> Routing:
         """The transaction on its way."""
         ...
@@ -86,9 +93,10 @@ class Pursuit:
 
     ``starts``: by ids of bindings, where they go on. ``sequence``: of the transaction that is told, or comes next.
     ``refused``: a change for which there was no room, and with which it goes on when its outbox is empty.
+    ``kept``: that change's transaction. The ring may let go of a large one while it is told; it is told to its end.
     """
 
-    __slots__ = ("audiences", "changes", "is_over", "member", "refused", "routing", "sequence", "starts")
+    __slots__ = ("audiences", "changes", "is_over", "kept", "member", "refused", "routing", "sequence", "starts")
 
     def __init__(self, member: Member, starts: Mapping[int, Beginning], sequence: int) -> None:
         self.member = member
@@ -98,11 +106,18 @@ class Pursuit:
         self.routing: Routing | None = None
         self.audiences: Mapping[int, Mapping[Audience, None]] | None = None  # of all changes of the transaction
         self.refused: Place | None = None
+        self.kept: Transaction | None = None
         self.is_over = False
 
-    def rewind(self, place: Place, sequence: int) -> None:
+    @property
+    def holds(self) -> bool:
+        """Whether what it is told next needs nobody else to keep it."""
+        return self.kept is not None or self.changes is not None
+
+    def rewind(self, place: Place, sequence: int, transaction: Transaction) -> None:
         """Tell this change, and all after it, again. ``sequence``: of its transaction."""
         self.refused = place
+        self.kept = transaction
         self.sequence = sequence
         audience = self.member.audience
         audience.waiting.clear()
@@ -177,11 +192,14 @@ class Pursuits:
         member = self._members.of(audience, outbox)
         if member is None:
             return
-        sequence = self._sequence_of(place.commit_lsn)
-        if sequence is not None and member.pursuit is not None:
-            member.pursuit.rewind(place, sequence)
+        found = self._find(place.commit_lsn, member.pursuit)
+        if found is not None and member.pursuit is not None:
+            member.pursuit.rewind(place, *found)
+            # A stand-in of its own from here on: the old one is about to hold the change after the refused one.
+            self._members.expel(member)
+            self._members.isolate(member, audience.key)
             return
-        if sequence is None or outbox in audience.joining or not self._members.leads_to(audience):
+        if found is None or outbox in audience.joining or not self._members.leads_to(audience):
             outbox.overflow()
             return
         log.info(CLIENT_BEHIND, topic=audience.key.topic, bytes=outbox.queued_bytes)
@@ -189,7 +207,10 @@ class Pursuits:
         self._members.expel(member)
         self._members.isolate(member, audience.key._replace(generation=0))
         member.snapshot = EVER
-        self._add(member, dict.fromkeys(audience.key.ids, start), sequence)
+        sequence, transaction = found
+        pursuit = member.pursuit = Pursuit(member, dict.fromkeys(audience.key.ids, start), sequence)
+        pursuit.kept = transaction
+        self._go(pursuit)
 
     def move(self, member: Member, pursuit: Pursuit, key: AudienceKey) -> Member:
         """See ``Fanout.move``."""
@@ -215,19 +236,21 @@ class Pursuits:
         self._all.pop(pursuit, None)
         self.routed()
 
-    def _add(self, member: Member, starts: Mapping[int, Beginning], sequence: int) -> None:
-        pursuit = member.pursuit = Pursuit(member, starts, sequence)
-        self._go(pursuit)
-
     def _go(self, pursuit: Pursuit) -> None:
         self._all[pursuit] = None
         if self._nursery is not None:
             self._nursery.start_soon(self._serve, pursuit)
 
-    def _sequence_of(self, commit_lsn: int) -> int | None:
+    def _find(self, commit_lsn: int, pursuit: Pursuit | None) -> tuple[int, Transaction] | None:
+        """A transaction of which changes were told, and its sequence number."""
+        routing = pursuit.routing if pursuit is not None else None
+        if pursuit is not None and routing is not None and routing.transaction.commit_lsn == commit_lsn:
+            return pursuit.sequence, routing.transaction
         sequence = self._ring.sequence_from(commit_lsn)
-        kept = self._ring.at(sequence) or self._source.queued(sequence)
-        return sequence if kept is not None and kept.commit_lsn == commit_lsn else None
+        kept = self._ring.at(sequence)
+        if kept is not None and kept.commit_lsn == commit_lsn:
+            return sequence, kept
+        return self._source.queued_at(commit_lsn)
 
     # -- serving
 
@@ -286,10 +309,12 @@ class Pursuits:
         room = 1 if pursuit.refused is not None else ROOM_BYTES
         if outbox.queued_bytes >= room:
             outbox.flush()
-            with trio.move_on_after(LOOK_SECONDS):
+            holds, sent = pursuit.holds, outbox.sent_bytes
+            with trio.move_on_after(HOLD_SECONDS if holds else LOOK_SECONDS):
                 await outbox.wait_below(room)
                 return False
-            if not pursuit.is_over and self._is_lost(pursuit):
+            is_reading = holds and outbox.sent_bytes > sent
+            if not pursuit.is_over and not is_reading and self._is_lost(pursuit):
                 self._give_up(pursuit)
             return False
         if pursuit.member.audience.waiting_bytes >= ROOM_BYTES:
@@ -311,13 +336,13 @@ class Pursuits:
                 return told  # maybe because there was no room for it
         self._source.end(pursuit.member.audience)
         if pursuit.changes is changes:
-            pursuit.refused = None
+            pursuit.refused = pursuit.kept = None
             pursuit.changes = pursuit.routing = pursuit.audiences = None
             pursuit.sequence += 1
         return told or 1
 
     def _begin(self, pursuit: Pursuit) -> bool:
-        transaction = self._ring.at(pursuit.sequence) or self._source.queued(pursuit.sequence)
+        transaction = pursuit.kept or self._ring.at(pursuit.sequence) or self._source.queued(pursuit.sequence)
         if transaction is None:
             if self._is_lost(pursuit):
                 self._give_up(pursuit)
