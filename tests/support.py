@@ -5,8 +5,10 @@ No fixtures live here (see the conftest files) and no test.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import hypothesis
@@ -20,6 +22,23 @@ def run(async_fn: Callable[..., Awaitable[T]], *args: object, autojump: bool = F
     """``trio.run``, without a clock to wait for where ``autojump``: time leaps whenever every task waits."""
     clock = trio.testing.MockClock(autojump_threshold=0) if autojump else None
     return trio.run(async_fn, *args, clock=clock)
+
+
+@contextlib.contextmanager
+def freed_at_once(*kinds: type) -> Iterator[None]:
+    """Fails if anything of these kinds that was made within the context is still there at its end, if only as a cycle.
+
+    The collector looks rarely at what has lived for long: cycles that connections leave behind are as good as a leak.
+    """
+    gc.collect()
+    before = {id(each) for each in gc.get_objects() if isinstance(each, kinds)}
+    gc.disable()
+    try:
+        yield
+        left = [type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds) and id(each) not in before]
+        assert not left
+    finally:
+        gc.enable()
 
 
 def clean_environment() -> None:

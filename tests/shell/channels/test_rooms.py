@@ -11,14 +11,16 @@ import trio.testing
 
 from tests.shell.channels_support import channel, member, snapshot, transaction
 from tests.shell.rooms_support import MAX_BYTES, Client, Node, world
-from tests.support import run
+from tests.support import freed_at_once, run
 from walstream.auth.tokens import Claims
 from walstream.channel.pushes import BroadcastPush, PresencePush
 from walstream.errors import DatabaseUnreachable
 from walstream.protocol.phoenix import VSN_1
 from walstream.rooms import Broadcast, RoomKey
+from walstream.shell.channels.guests import Guest
 from walstream.shell.channels.message_store import Replayed
 from walstream.shell.channels.rooms import REPLAY_FAILED, REPLAY_OF_PUBLIC
+from walstream.shell.channels.seats import Seat
 
 
 def settled(main: Callable[[], Any]) -> None:
@@ -328,3 +330,16 @@ def test_rest_is_answered_when_it_is_sent() -> None:
             assert here.is_empty()
 
     settled(main)
+
+
+def test_who_has_left_leaves_nothing_to_the_collector() -> None:
+    async def main() -> None:
+        async with world() as (here, _, _):
+            client = Client(here, "1")
+            serial = client.join(presence={"enabled": True})
+            await trio.sleep(1)
+            client.leave(serial)
+            await trio.sleep(1)
+
+    with freed_at_once(Guest, Seat):
+        settled(main)

@@ -12,7 +12,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 
 from tests.shell.edge_support import UPGRADE, read_until_closed, socket_pair
-from tests.support import run
+from tests.support import freed_at_once, run
 from walstream.shell.clients.head import read_head
 from walstream.shell.clients.http_edge import Application, HttpServer
 from walstream.shell.clients.limits import HTTP_SECONDS, REFUSAL_SECONDS
@@ -94,6 +94,15 @@ def test_the_application_sees_the_request_and_the_client_its_answer_and_the_end(
     assert b"x-test: yes\r\n" in received
     assert b"connection: close\r\n" in received.lower()
     assert received.endswith(b"\r\n\r\nhello")
+
+
+def test_a_request_that_is_answered_leaves_nothing_to_the_collector() -> None:
+    async def application(_: Any, receive: Any, send: Any) -> None:
+        await answer(send, await whole_body(receive))
+
+    with freed_at_once(TCPServer):
+        received, _ = ask(application, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody")
+    assert received.endswith(b"body")
 
 
 def test_chunked_bodies_arrive() -> None:

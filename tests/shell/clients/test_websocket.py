@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 import pytest
 import trio
 import trio.testing
+import trio_websocket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -22,12 +23,12 @@ from tests.shell.edge_support import (
     socket_pair,
     upgrade_head,
 )
-from tests.support import run
+from tests.support import freed_at_once, run
 from walstream.errors import ProtocolError
 from walstream.protocol.websocket import frame
 from walstream.shell.clients.sockets import SERVICE_RESTART, TRY_AGAIN_LATER, Head, Socket, close_frame
 from walstream.shell.clients.stream import SocketStream
-from walstream.shell.clients.websocket import WebSockets, check_handshake
+from walstream.shell.clients.websocket import WebSockets, _Feed, check_handshake
 from walstream.shell.delivery.outbox import Drains, Outbox, State, broadcast
 
 BLOCKED = trio.testing.wait_all_tasks_blocked
@@ -94,6 +95,34 @@ def test_binary_and_text_are_sent_as_such() -> None:
             assert await read_frame(ws.client) == (2, b"\0\1")
 
     run(main)
+
+
+def test_a_socket_that_has_ended_leaves_nothing_to_the_collector() -> None:
+    async def main() -> None:
+        async with served() as ws:
+            ws.client.send(masked(b"hello"))
+            await BLOCKED()
+            ws.client.send(masked(b"", opcode=8))
+            await ws.sockets.wait_empty()
+
+    with freed_at_once(_Feed, trio_websocket.WebSocketConnection, Recorder):
+        run(main)
+
+
+def test_a_handshake_that_is_not_answered_leaves_nothing_to_the_collector() -> None:
+    async def main() -> None:
+        with socket_pair() as (ours, theirs):
+            async with trio.open_nursery() as nursery:
+                sockets = WebSockets(max_frame_bytes=1000)
+                await nursery.start(sockets.run)
+                theirs.close()
+                stream = SocketStream(ours, Outbox(ours, 1000, lambda outbox: None))
+                await sockets.accept(stream, upgrade_head(), Recorder())
+                await sockets.wait_empty()
+                nursery.cancel_scope.cancel()
+
+    with freed_at_once(_Feed, trio_websocket.WebSocketConnection, Recorder):
+        run(main)
 
 
 # -- the handshake

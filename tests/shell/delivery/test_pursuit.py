@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.shell.fanout_support import Got, Rig, Wire, changes, got, is_clean, outbox
-from tests.support import run
+from tests.support import freed_at_once, run
 from walstream.history.resume import Start
 from walstream.lsn import Lsn
 from walstream.model import Snapshot
@@ -21,7 +21,7 @@ from walstream.shell.delivery import fanout as fanout_module
 from walstream.shell.delivery import pursuit as pursuit_module
 from walstream.shell.delivery.audience import Member
 from walstream.shell.delivery.outbox import Outbox
-from walstream.shell.delivery.pursuit import Beginning
+from walstream.shell.delivery.pursuit import Beginning, Pursuit
 
 ROLES = ("reader", "other")
 LIMIT = 3000
@@ -357,3 +357,24 @@ def test_who_does_not_read_keeps_nothing_that_the_ring_let_go_of(monkeypatch: py
 
     monkeypatch.setattr(fanout_module, "SLICE_CHANGES", 2)
     run(main, autojump=True)
+
+
+def test_who_leaves_while_behind_leaves_nothing_to_the_collector() -> None:
+    async def main() -> None:
+        world = World()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.rig.fanout.run)
+            world.join(0)
+            for _ in range(20):
+                world.route(6)
+                await world.rig.fanout.flush()
+            (client,) = world.clients
+            assert client.member is not None
+            assert len(world.rig.fanout.pursuits) == 1
+            world.rig.fanout.leave(client.member)
+            client.member = None
+            await trio.sleep(2 * pursuit_module.LOOK_SECONDS)
+            nursery.cancel_scope.cancel()
+
+    with freed_at_once(Member, Pursuit):
+        run(main, autojump=True)

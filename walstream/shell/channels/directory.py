@@ -194,6 +194,7 @@ class Directory:
         if seat.is_left:
             return
         seat.is_left = True
+        seat.ended = seat.changed = None  # who has it has these, and they have whom they tell
         seats = self._topics.get(seat.wanted.subtopic, {})
         seats.pop(seat, None)
         if not seats:

@@ -104,7 +104,10 @@ class HttpServer:
                     Any, _OneRequest(stream, head)
                 ),  # of an SSLStream's interface only what plain streams have is used
             )
-            await server.run()
+            try:
+                await server.run()
+            finally:
+                vars(server).pop("protocol", None)  # which holds the server
         await stream.linger(REFUSAL_SECONDS)
 
     def _guard(self, application: Application) -> Application:

@@ -254,7 +254,7 @@ class WebSockets:
                 feed.give_up()
                 admitted.missed()
                 stream.abort()
-                self._forget(socket)
+                self._forget(feed)
 
     @property
     def queued_bytes(self) -> int:
@@ -303,7 +303,7 @@ class WebSockets:
         finally:
             self._closed(feed)
             feed.stream.close()
-            self._forget(feed.socket)
+            self._forget(feed)
 
     async def _part(self, feed: _Feed) -> None:
         """Give a peer that is still there its last words."""
@@ -333,9 +333,13 @@ class WebSockets:
         if self._on_closed is not None:
             self._on_closed(socket, code)
 
-    def _forget(self, socket: Socket) -> None:
-        if self._feeds.pop(socket.outbox, None) is not None:
-            self._sent_bytes += socket.outbox.sent_bytes
+    def _forget(self, feed: _Feed) -> None:
+        outbox = feed.socket.outbox
+        if self._feeds.pop(outbox, None) is not None:
+            self._sent_bytes += outbox.sent_bytes
+        # The library's connection holds its stream, which is the feed: together they would stay until the collector
+        # comes to what has lived for long.
+        feed.connection = None
         if not self._feeds and self._emptied is not None:
             self._emptied.set()
             self._emptied = None

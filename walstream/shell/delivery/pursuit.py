@@ -233,6 +233,7 @@ class Pursuits:
     def leave(self, pursuit: Pursuit) -> None:
         """The member has gone."""
         pursuit.is_over = True
+        pursuit.member.pursuit = None
         self._all.pop(pursuit, None)
         self.routed()
 
