@@ -106,9 +106,7 @@ class Proxy:
             if isinstance(target, int):
                 far = await trio.open_tcp_stream("127.0.0.1", target)
             else:
-                opened = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                await opened.connect(str(target))
-                far = trio.SocketStream(opened)
+                far = await trio.open_unix_socket(target)
         except OSError:
             await self._refuse(near)
             return

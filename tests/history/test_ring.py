@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from walstream.history.lineage import Lineage
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live
 from walstream.lsn import Lsn
@@ -105,11 +106,11 @@ def test_clearing_makes_everything_confirmable_and_restarting_nothing() -> None:
     made.clear()
     assert (len(made), made.size, made.confirmable, made.is_known(10)) == (0, 0, 10, True)
     made.append(transaction(20), 0)
-    made.restart("abcdef01")
+    made.restart(Lineage("abcdef01"))
     assert (len(made), made.size, made.confirmable, made.is_known(10)) == (0, 0, 0, False)
     assert made.append(transaction(5), 0) == 2
     assert made.by_commit(20) is None
-    made.restart("abcdef02", 400)
+    made.restart(Lineage("abcdef02"), 400)
     assert (made.floor, made.confirmable) == (400, 0)
     made.pass_by(500)
     assert made.floor == 500
@@ -235,7 +236,7 @@ class Keeping(RuleBasedStateMachine):
 
     @rule(cluster=st.sampled_from(["0000000a", "0000000b"]))
     def restart(self, cluster: str) -> None:
-        self.ring.restart(cluster)
+        self.ring.restart(Lineage(cluster))
         self.appended.clear()
         self.passed.clear()
         self.lsn = 1000

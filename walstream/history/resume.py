@@ -60,7 +60,7 @@ def resume(
     ``wished``: the schema and table of a subscription, "*" for any. A position beyond ``server_lsn`` is of a history
     that the server no longer has (a restored backup). One without a xid stands for all up to its commit end.
     """
-    if position.cluster != ring.cluster or position.commit_lsn > server_lsn:
+    if not ring.lineage.has(position.cluster, position.commit_lsn) or position.commit_lsn > server_lsn:
         return OTHER_CLUSTER
     if position.commit_lsn < ring.floor:
         return TOO_OLD

@@ -10,6 +10,7 @@ from collections import deque
 
 import msgspec
 
+from walstream.history.lineage import Lineage
 from walstream.history.visibility import extend_xid
 from walstream.lsn import Lsn
 from walstream.model import Snapshot, Transaction
@@ -43,13 +44,14 @@ class Ring:
     has to be called while no transactions come, too. ``size``: bytes that the transactions hold in memory.
     ``skipped``: where the newest commit begins of which something was left out, for it could not be read.
     ``floor``: every commit after it that brought something to keep is in the ring, or is yet to come.
+    ``lineage``: whose commits these are.
     """
 
     def __init__(self, *, bytes_max: int, seconds: float, wal_bytes: int) -> None:
         self.bytes_max = bytes_max
         self.seconds = seconds
         self.wal_bytes = wal_bytes
-        self.cluster = "00000000"
+        self.lineage = Lineage()
         self.size = 0
         self.next_sequence = 0
         self.newest = Lsn(0)  # commit end of the newest transaction that was appended or passed by
@@ -62,6 +64,11 @@ class Ring:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def cluster(self) -> str:
+        """Digest of the system and timeline that are read."""
+        return self.lineage.cluster
 
     @property
     def floor(self) -> Lsn:
@@ -141,7 +148,7 @@ class Ring:
         while self._entries:
             self._drop_oldest()
 
-    def restart(self, cluster: str, start: int = 0) -> None:
+    def restart(self, lineage: Lineage, start: int = 0) -> None:
         """What was known has no continuation. ``start``: the commit end after which the stream goes on."""
         self._entries.clear()
         self._by_xid.clear()
@@ -149,7 +156,7 @@ class Ring:
         self.size = 0
         self.newest = self.confirmable = self.skipped = Lsn(0)
         self._start = Lsn(start)
-        self.cluster = cluster
+        self.lineage = lineage
 
     def by_commit(self, commit_lsn: int) -> Transaction | None:
         """The transaction with exactly this commit end, if the ring has it."""

@@ -46,7 +46,7 @@ Watched = Literal[
 
 SLOT_TURNS: Final = (
     "created", "adopted", "standby", "freed", "lost", "dropped", "moved", "ahead", "over_limit", "unpublished",
-    "abandoned", "other_cluster", "fell_back",
+    "abandoned", "other_cluster", "fell_back", "promoted",
 )  # fmt: skip
 """Turns of the slot's life; told in docs/reference/health-and-metrics.md."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from walstream.channel.join import ChangeItem
+from walstream.history.lineage import Lineage
 from walstream.history.position import Position
 from walstream.history.resume import Start
 from walstream.history.ring import Ring
@@ -19,7 +20,7 @@ KNOWN, OLD = "c1c1c1c1.2a.64.3", "c1c1c1c1.1.1.0"
 
 def ring() -> Ring:
     ring = Ring(bytes_max=1 << 30, seconds=1e9, wal_bytes=1 << 60)
-    ring.restart("c1c1c1c1", 10)
+    ring.restart(Lineage("c1c1c1c1"), 10)
     ring.append(Transaction(0x2A, Lsn(0x64), 0, ()), 0)
     return ring
 

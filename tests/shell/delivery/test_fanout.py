@@ -11,6 +11,7 @@ import trio.testing
 from tests.shell.edge_support import read_all, socket_pair
 from tests.shell.fanout_support import BEFORE, Rig, Wire, changes, got, is_clean, outbox, payloads
 from tests.support import run
+from walstream.history.lineage import Lineage
 from walstream.model import Snapshot
 from walstream.shell.delivery import fanout as fanout_module
 from walstream.shell.delivery import frames as frames_module
@@ -204,7 +205,7 @@ def test_members_of_another_cluster_are_live_from_now_on() -> None:
     everything = rig.binding()
     wire = Wire()
     rig.fanout.join(outbox(wire), rig.key(everything), Snapshot(900, 900, frozenset(), 9000, 9000, 1.0), 0)
-    rig.ring.restart("0000000b")
+    rig.ring.restart(Lineage("0000000b"))
     rig.fanout.cluster_changed()
     lived = rig.route(1)
     flush(rig)

@@ -19,6 +19,7 @@ from walstream.capture.plan import Plan, subscription_row
 from walstream.decoder import MESSAGE_PREFIX
 from walstream.decoder.runs import cut
 from walstream.errors import EnvironmentFailure, WalstreamError
+from walstream.history.lineage import Lineage
 from walstream.history.ring import Ring
 from walstream.model import (
     Begin,
@@ -170,7 +171,7 @@ class Rig:
 
     async def open(self, cluster: str = "c", *, is_new: bool = False) -> None:
         with mock.patch.object(decoder, "make", return_value=self.decoder):
-            await self.pipeline.open(Stream("wal2json", cluster, 1.0, is_new))
+            await self.pipeline.open(Stream("wal2json", Lineage(cluster), 1.0, is_new))
 
     async def feed(self, *records: Record | CatalogMiss | None) -> None:
         """As the reader does."""

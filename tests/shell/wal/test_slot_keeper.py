@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from walstream.errors import DatabaseRefused, DatabaseUnreachable, WalstreamError
+from walstream.history.lineage import Lineage
 from walstream.lsn import Lsn
 from walstream.shell.database import publications, slots
 from walstream.shell.database.publications import Synced
@@ -108,12 +109,13 @@ def test_a_database_that_is_not_utf8_is_refused() -> None:
 
 # -- continuity
 
-READ = Read("abcd", 100)
+READ = Read("abcd", 100, 80)
+PROMOTED = Lineage("ef01", {"abcd": Lsn(80)})
 
 
 def stream(**changes: Any) -> Stream:
     values: dict[str, Any] = {"confirmed": Lsn(50), "wal_end": Lsn(200), **changes}
-    return Stream("wal2json", values.pop("cluster", "abcd"), 1.0, values.pop("is_new_slot", False), **values)
+    return Stream("wal2json", values.pop("lineage", Lineage("abcd")), 1.0, values.pop("is_new_slot", False), **values)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +125,12 @@ def stream(**changes: Any) -> Stream:
         (READ, stream(confirmed=Lsn(100), wal_end=Lsn(100)), "", ""),
         (READ, stream(confirmed=Lsn(101)), "slot_lost", "moved"),
         (READ, stream(wal_end=Lsn(99)), "other_cluster", "fell_back"),
-        (READ, stream(cluster="ef01"), "other_cluster", "other_cluster"),
-        (READ, stream(cluster="ef01", is_new_slot=True), "other_cluster", "other_cluster"),
+        (READ, stream(lineage=Lineage("ef01")), "other_cluster", "other_cluster"),
+        (READ, stream(lineage=Lineage("ef01"), is_new_slot=True), "other_cluster", "other_cluster"),
+        (READ, stream(lineage=PROMOTED, wal_end=Lsn(90)), "", "promoted"),
+        (READ, stream(lineage=PROMOTED, wal_end=Lsn(90), confirmed=Lsn(81)), "slot_lost", "moved"),
+        (READ, stream(lineage=PROMOTED, is_new_slot=True), "slot_lost", "promoted"),
+        (Read("abcd", 100, 81), stream(lineage=PROMOTED), "other_cluster", "other_cluster"),
         (READ, stream(is_new_slot=True, confirmed=Lsn(150)), "slot_lost", ""),
         (READ, stream(confirmed=Lsn(0), wal_end=Lsn(0)), "", ""),
         (Read("", 0), stream(is_new_slot=True, confirmed=Lsn(150)), "", ""),

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tests.shell.database_support import server_error
 from tests.support import run
 from walstream.errors import DatabaseRefused, DatabaseUnreachable, DecodeError
+from walstream.history.lineage import Lineage
 from walstream.lsn import Lsn
 from walstream.model import CatalogMiss
 from walstream.shell.database.postgres import Database
@@ -31,7 +32,7 @@ from walstream.shell.wal.slot_keeper import Reading, Stream
 from walstream.shell.wal.wal_reader import STANDBY_SECONDS, STORM_READS, WalReader
 from walstream.telemetry.metrics import Metrics
 
-STREAM = Stream("wal2json", "abcd", 1.0, False)
+STREAM = Stream("wal2json", Lineage("abcd"), 1.0, False)
 TIMEOUT = 60.0
 
 

@@ -156,21 +156,24 @@ class Pipeline:
         one: what follows was committed under it, until a change of it comes.
         """
         loaded = await self._database.run(self.load)
-        gap = "other_cluster" if stream.cluster != self._ring.cluster else stream.gap
+        is_ours = stream.lineage.has(self._ring.cluster, self._ring.newest)
+        gap = stream.gap if is_ours else "other_cluster"
         is_gap = bool(gap) or stream.is_new_slot
         if is_gap:
             # Another cluster, or a slot that begins now: what the ring holds has no continuation. What the stream that
             # broke has brought goes out first, for the gap lies behind it.
             await self._fanout.flush()
+            start, newest = stream.confirmed, self._ring.newest
             if gap == "other_cluster":
                 self._fanout.cluster_changed()
-            newest = self._ring.newest
-            self._ring.restart(stream.cluster, stream.confirmed)
-            if gap != "other_cluster":
-                # Should the slot go back, what was delivered is still known.
-                self._ring.newest = max(newest, self._ring.newest)
+                newest = stream.lineage.ancestors.get(self._ring.cluster, Lsn(0))
+                start = max(start, newest)
+            self._ring.restart(stream.lineage, start)
+            # Should the slot go back, what was delivered, and is of this history, is still known.
+            self._ring.newest = max(newest, self._ring.newest)
             self._plan_changes.clear()
             self.on_gap(gap or "slot_lost")
+        self._ring.lineage = stream.lineage
         self._fanout.server_started(stream.server_start)
         self._server_start = stream.server_start
         self._keeper.is_needed = stream.plugin == "pgoutput"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from walstream.decoder import DECODERS
 from walstream.errors import DatabaseRefused, DatabaseUnreachable
-from walstream.history.position import cluster_digest
+from walstream.history.lineage import Lineage
 from walstream.lsn import Lsn
-from walstream.shell.database import publications, slots
+from walstream.shell.database import publications, slots, timelines
 from walstream.shell.database.rows import only
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ class Reading(NamedTuple):
 class Stream(NamedTuple):
     """What is known of a stream before its first message.
 
-    ``cluster``: digest of system and timeline. ``server_start``: seconds since the epoch. ``is_new_slot``: whatever was
+    ``lineage``: of who answers. ``server_start``: seconds since the epoch. ``is_new_slot``: whatever was
     committed before now is not in it. ``confirmed``: nothing that ends before it comes. ``wal_end``: how far the
     server's WAL goes; both 0 if unknown. ``turns``: what became of the slot, each with details. ``gap``: why what
     was read before has no continuation here, in the word that clients are told; "" where it has.
     """
 
     plugin: str
-    cluster: str
+    lineage: Lineage
     server_start: float
     is_new_slot: bool
     confirmed: Lsn = Lsn(0)
@@ -52,26 +52,36 @@ class Stream(NamedTuple):
 
 
 class Read(NamedTuple):
-    """How far a stream was read: every commit of ``cluster`` that ends at or before ``position`` has come."""
+    """How far a stream was read: every commit of ``cluster`` that ends at or before ``position`` has come.
+
+    ``newest``: end of the newest one of them.
+    """
 
     cluster: str
     position: int
+    newest: int = 0
 
     def judge(self, stream: Stream) -> Stream:
         """The next stream, with its gap and the turn that made it."""
         if not self.cluster:
             return stream
         turn = detail = gap = ""
-        if stream.cluster != self.cluster:
-            turn, gap, detail = "other_cluster", "other_cluster", "another system or timeline answers"
-        elif stream.wal_end and stream.wal_end < self.position:
+        is_promoted = stream.lineage.cluster != self.cluster and stream.lineage.has(self.cluster, self.newest)
+        position = self.position
+        if is_promoted:
+            # What the old primary had written beyond brought no commit, and is not in this history.
+            position = min(position, stream.lineage.ancestors[self.cluster])
+            turn, detail = "promoted", f"a standby was promoted at {stream.lineage.ancestors[self.cluster]}"
+        if stream.lineage.cluster != self.cluster and not is_promoted:
+            turn, gap, detail = "other_cluster", "other_cluster", _whose(stream.lineage, self)
+        elif stream.wal_end and stream.wal_end < position:
             turn, gap = "fell_back", "other_cluster"
-            detail = f"the WAL ends at {stream.wal_end}, and was read up to {Lsn(self.position)}"
+            detail = f"the WAL ends at {stream.wal_end}, and was read up to {Lsn(position)}"
         elif stream.is_new_slot:
             gap = "slot_lost"
-        elif stream.confirmed > self.position:
+        elif stream.confirmed > position:
             turn, gap = "moved", "slot_lost"
-            detail = f"it begins at {stream.confirmed}, and was read up to {Lsn(self.position)}"
+            detail = f"it begins at {stream.confirmed}, and was read up to {Lsn(position)}"
         turns = ((turn, detail), *stream.turns) if turn else stream.turns
         return stream._replace(gap=gap, turns=turns)
 
@@ -85,6 +95,8 @@ class SlotKeeper:
         self._unwanted: tuple[str, str] | None = None
         self._turns: list[tuple[str, str]] = []  # not told yet: what was begun may fail before it is done
         self._server_start = 0.0
+        self._origin = ("", 0)  # system and timeline of the lineage
+        self._lineage = Lineage()
         self.own_pid = 0
 
     def renew(self, turn: str, detail: str) -> None:
@@ -102,7 +114,8 @@ class SlotKeeper:
                 " (select setting::float8 / 1000 from pg_catalog.pg_settings where name = 'wal_sender_timeout'),"
                 " extract(epoch from pg_catalog.pg_postmaster_start_time())::float8,"
                 " (select system_identifier::text from pg_catalog.pg_control_system()),"
-                " (select timeline_id from pg_catalog.pg_control_checkpoint())"
+                # The control file names the old timeline until the checkpoint after a promotion, maybe for minutes.
+                " ('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8))::bit(32)::integer"
             )
             encoding, database, timeout, started, system, timeline = only(cursor)
         if encoding != "UTF8":
@@ -113,7 +126,10 @@ class SlotKeeper:
             )
         if started != self._server_start:
             self._server_start, self.own_pid = started, 0  # its processes have other numbers now
-        blank = Stream("", cluster_digest(system, timeline), started, is_new_slot=False)
+        if (system, timeline) != self._origin:
+            self._lineage = timelines.trace(self._reading.dsn, system, timeline)
+            self._origin = system, timeline
+        blank = Stream("", self._lineage, started, is_new_slot=False)
         stream = self._slot(opened, database, blank)
         stream, self._turns = stream._replace(turns=tuple(self._turns)), []
         return stream, timeout
@@ -194,6 +210,13 @@ class SlotKeeper:
 
 def _failover(slot: slots.Slot) -> str:
     return ", kept by standbys for a failover" if slot.failover else ""
+
+
+def _whose(lineage: Lineage, read: Read) -> str:
+    left = lineage.ancestors.get(read.cluster)
+    if left is None:
+        return "another system or timeline answers"
+    return f"a standby was promoted at {left}, and a commit that ends at {Lsn(read.newest)} was read before"
 
 
 def _why(slot: slots.Slot) -> str:

@@ -42,6 +42,7 @@ TURNS: Final[dict[str, tuple[str, str, str]]] = {
         logs.CLUSTER_CHANGED, "warning",
         "clients are told of the gap; see that WALSTREAM_DATABASE_URL leads where it should",
     ),
+    "promoted": (logs.CLUSTER_PROMOTED, "info", ""),
     "fell_back": (
         logs.CLUSTER_FELL_BACK, "warning",
         "clients are told of the gap: the server was restored to an earlier state",

@@ -295,9 +295,13 @@ class WalReader:
 
     def _judge(self, stream: Stream) -> Stream:
         """The stream with its gap, by what was read before. Tells what became of the slot."""
-        stream = self._read_to.judge(stream)
+        stream = self._read_to._replace(newest=self._sink.newest).judge(stream)
+        lineage = stream.lineage
         if stream.gap or not self._read_to.cluster:
-            self._read_to = Read(stream.cluster, stream.confirmed)
+            self._read_to = Read(lineage.cluster, stream.confirmed)
+        elif lineage.cluster != self._read_to.cluster:
+            left = lineage.ancestors[self._read_to.cluster]
+            self._read_to = Read(lineage.cluster, min(self._read_to.position, left))
         stream = stream._replace(gap=stream.gap or self._gap)
         self._gap = stream.gap
         for turn, detail in stream.turns:
