@@ -229,6 +229,30 @@ def test_who_falls_off_the_ring_overflows() -> None:
     run(main)
 
 
+def test_the_only_member_of_an_audience_may_fall_behind_in_the_midst_of_a_transaction() -> None:
+    """Sockets with several topics get frames one by one, so one without room leaves while its audiences are told."""
+
+    async def main() -> None:
+        world = World()
+        rig = world.rig
+        client = Client(world, (0, 0))
+        now = Snapshot(rig.commit, rig.commit, frozenset(), 0, 0, 1.0)
+        for topic in ("realtime:one", "realtime:two"):
+            rig.fanout.join(client.outbox, rig.key(rig.binding(), topic=topic), now, 0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.fanout.run)
+            rig.route(*range(20))
+            assert len(rig.fanout.pursuits) == 2
+            for _ in range(20):
+                await trio.testing.wait_all_tasks_blocked()
+                client.read(LIMIT)
+            nursery.cancel_scope.cancel()
+        for topic in ("realtime:one", "realtime:two"):
+            assert [each.ordinal for each in client.got() if each.topic == topic] == [*range(20)]
+
+    run(main)
+
+
 def test_a_window_that_has_moved_on_is_noticed() -> None:
     rig = Rig()
     for number in range(5):

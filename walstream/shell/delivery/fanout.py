@@ -423,7 +423,7 @@ class Fanout:
         sights = view.sights
         if len(matched) == 1:
             binding = matched[0]
-            for audience in audiences.get(binding.id, ()):
+            for audience in tuple(audiences.get(binding.id, ())):  # who has no room leaves, and may be the only one
                 self._tell(audience, telling, ((binding.select, (binding.id,)),), sights.get(binding.id))
                 touched[audience] = None
             return
