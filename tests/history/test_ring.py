@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from walstream.history.lineage import Lineage
+from walstream.history.position import Position
+from walstream.history.resume import TOO_OLD, Start, resume
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live
 from walstream.lsn import Lsn
@@ -113,7 +115,20 @@ def test_clearing_makes_everything_confirmable_and_restarting_nothing() -> None:
     made.restart(Lineage("abcdef02"), 400)
     assert (made.floor, made.confirmable) == (400, 0)
     made.pass_by(500)
-    assert made.floor == 500
+    assert (made.floor, made.confirmable) == (400, 500)
+
+
+def test_what_brings_nothing_ages_no_position() -> None:
+    """Who was told of the newest change goes on from it, however much others wrote meanwhile."""
+    made = ring(seconds=10)
+    made.append(transaction(10, xid=7), 0)
+    made.append(transaction(20, xid=8), 1)
+    made.evict(100)
+    made.pass_by(30)
+    assert (len(made), made.floor, made.confirmable) == (0, 20, 30)
+    known = Position(made.cluster, 8, Lsn(20), 0)
+    assert resume(made, known, Lsn(30), (), ("public", "t")) == Start(Lsn(20), 0, 8)
+    assert resume(made, known._replace(xid=7, commit_lsn=Lsn(10)), Lsn(30), (), ("public", "t")) == TOO_OLD
 
 
 def test_an_xid_that_comes_again_finds_the_newer_transaction() -> None:

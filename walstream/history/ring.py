@@ -58,6 +58,7 @@ class Ring:
         self.confirmable = Lsn(0)
         self.skipped = Lsn(0)
         self._start = Lsn(0)  # where the slot's stream began
+        self._dropped = Lsn(0)  # commit end of the newest transaction that has left the window
         self._entries: deque[Entry] = deque()
         self._by_xid: dict[int, Entry] = {}
         self._highest_xid: int | None = None
@@ -72,8 +73,8 @@ class Ring:
 
     @property
     def floor(self) -> Lsn:
-        """See the class."""
-        return max(self._start, self.confirmable)
+        """See the class. What was passed by does not raise it: who has nothing to get from there has missed nothing."""
+        return max(self._start, self._dropped)
 
     @property
     def oldest_sequence(self) -> int:
@@ -139,6 +140,7 @@ class Ring:
     def _drop_oldest(self) -> None:
         entry = self._entries.popleft()
         self.size -= entry.transaction.size
+        self._dropped = entry.transaction.commit_lsn
         self.confirmable = self._entries[0].before if self._entries else self.newest
         if self._by_xid.get(entry.transaction.xid) is entry:
             del self._by_xid[entry.transaction.xid]
@@ -154,7 +156,7 @@ class Ring:
         self._by_xid.clear()
         self._highest_xid = None
         self.size = 0
-        self.newest = self.confirmable = self.skipped = Lsn(0)
+        self.newest = self.confirmable = self.skipped = self._dropped = Lsn(0)
         self._start = Lsn(start)
         self.lineage = lineage
 

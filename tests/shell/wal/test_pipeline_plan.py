@@ -7,6 +7,7 @@ from walstream.capture.plan import Plan, subscription_row
 from walstream.history.resume import PlanChange
 from walstream.lsn import Lsn
 from walstream.model import Begin, Operation, Snapshot
+from walstream.shell.wal.pipeline import PLAN_CHANGES_MAX
 
 LOADED = Snapshot(50, 50, frozenset(), 10_000, 10_000, 1.0)
 """With which the plan was loaded: what is read again lies before it."""
@@ -66,6 +67,19 @@ def test_a_stream_that_goes_on_obeys_the_plan_as_of_what_was_read_last() -> None
         assert rig.commits == [first, second, third]
 
     scene(main, "public.things")
+
+
+def test_the_changes_that_are_remembered_are_bounded_and_none_is_forgotten() -> None:
+    async def main(rig: Rig) -> None:
+        ends = [await rig.transaction(planned(f"public.t{at % 2}", id=f"{at}")) for at in range(PLAN_CHANGES_MAX + 2)]
+        changes = rig.pipeline.plan_changes
+        assert len(changes) == PLAN_CHANGES_MAX
+        assert [change.commit_lsn for change in changes] == ends[2:]
+        for table in ("t0", "t1"):
+            assert any(change.concerns(ends[1], ("public", table)) for change in list(changes)[:1])
+        assert not any(change.concerns(ends[-2], ("public", "t0")) for change in changes)
+
+    scene(main)
 
 
 def test_whoever_aborts_or_is_cut_off_changes_no_plan() -> None:

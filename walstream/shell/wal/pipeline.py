@@ -60,6 +60,9 @@ if TYPE_CHECKING:
 BATCH_BYTES: Final = 64 * 1024
 EVICT_SECONDS: Final = 1.0
 ADMISSIONS_MAX: Final = 4096
+PLAN_CHANGES_MAX: Final = 1000
+"""Changes of the plan that are remembered while nothing leaves the window; of more the oldest is about any table."""
+
 MISSES_MAX: Final = 20
 """Rounds of loading for one message: relation, its types, the types inside them, the filter's literals."""
 
@@ -457,7 +460,7 @@ class Pipeline:
             return
         tables = plan_source.concerned(changes)
         if tables:
-            self._plan_changes.append(PlanChange(transaction.commit_lsn, tables))
+            self._remember(PlanChange(transaction.commit_lsn, tables))
         since = self._plan_snapshot
         # Settled first: xids come round, and a plan may have been loaded years ago.
         if (
@@ -471,6 +474,13 @@ class Pipeline:
             return
         self._use(plan_source.applied(self.plan, changes))
         log.info(PLAN_CHANGED, rows=len(self.plan.rows), lsn=str(transaction.commit_lsn))
+
+    def _remember(self, change: PlanChange) -> None:
+        changes = self._plan_changes
+        changes.append(change)
+        if len(changes) > PLAN_CHANGES_MAX:
+            changes.popleft()
+            changes[0] = PlanChange(changes[0].commit_lsn, frozenset({("*", "*")}))
 
     @property
     def plan_changes(self) -> Sequence[PlanChange]:
