@@ -168,7 +168,7 @@ class Change(msgspec.Struct, gc=False):
 
     ``new``: the row after INSERT or UPDATE, else None. ``old``: the row before UPDATE or DELETE as far as the
     replica identity gives it (cells outside it are None); None for INSERT and TRUNCATE and where the WAL has nothing.
-    ``ordinal``: 0-based index among the row changes that the decoder reported for the transaction.
+    ``ordinal``: 0-based index among the row changes that the plugin sent for the transaction, wanted or not.
     Treated as immutable once its transaction is complete.
     """
 

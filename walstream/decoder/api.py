@@ -29,6 +29,8 @@ class Decoder(Protocol):
     def decode(self, payload: bytes, data_start: int) -> Record | None:
         """What one message means; None for what nobody wants. ``data_start``: the LSN in its header.
 
+        Changes that nobody wants are counted as well, so that the ordinals of the others do not depend on the plan.
+
         Raises CatalogMiss when facts are missing: load them and hand the same message in again. A table that may
         have been altered is asked for again, so it is named even where the catalog held it.
         Raises DecodeError for a message that is not valid. Raises nothing else, whatever the bytes; and whatever it

@@ -240,6 +240,7 @@ class Pgoutput:
         (oid,) = _INT32.unpack_from(payload, 1)
         told = self._relation(oid, payload)
         if told is None:
+            self._ordinal += 1
             return None
         new, end = self._row(told, payload, 6)
         if payload[5:6] != b"N" or end != len(payload):
@@ -250,6 +251,7 @@ class Pgoutput:
         (oid,) = _INT32.unpack_from(payload, 1)
         told = self._relation(oid, payload)
         if told is None:
+            self._ordinal += 1
             return None
         old: Row | None = None
         at = 5
@@ -270,6 +272,7 @@ class Pgoutput:
         (oid,) = _INT32.unpack_from(payload, 1)
         told = self._relation(oid, payload)
         if told is None:
+            self._ordinal += 1
             return None
         if payload[5:6] not in (b"K", b"O"):
             raise DecodeError("a delete without its old row", payload)
@@ -286,22 +289,25 @@ class Pgoutput:
             raise DecodeError("a truncate that is cut off", payload)
         oids = struct.unpack_from(f"!{count}I", payload, 6)
         # Every relation first, so that a CatalogMiss leaves no ordinal counted, and names all that is missing.
-        wanted: list[_Told] = []
+        found: list[_Told | None] = []
         misses: list[CatalogMiss] = []
         for oid in oids:
             try:
-                told = self._relation(oid, payload)
+                found.append(self._relation(oid, payload))
             except CatalogMiss as miss:
                 misses.append(miss)
-                continue
-            if told is not None:
-                wanted.append(told)
         if misses:
             raise CatalogMiss(
                 relations=[name for miss in misses for name in miss.relations],
                 types=[oid for miss in misses for oid in miss.types],
             )
-        return tuple(self._change(told, Operation.TRUNCATE, None, None, data_start) for told in wanted)
+        first = self._ordinal
+        self._ordinal += count
+        return tuple(
+            Change(told.relation, Operation.TRUNCATE, None, None, data_start, ordinal)
+            for ordinal, told in enumerate(found, first)
+            if told is not None and told.relation is not None
+        )
 
 
 def _only_key(told: _Told, row: Row) -> Row:

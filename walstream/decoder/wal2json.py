@@ -159,6 +159,7 @@ class Wal2json:
             if table is None:
                 return self._strict(payload, data_start)
             if table.relation is None:
+                self._ordinal += 1
                 return None
             match = self._match(payload, self._at)
         shape = self._shape
@@ -270,6 +271,7 @@ class Wal2json:
         listing = Listing(message.action, _listed(message.columns), _listed(message.identity))
         shape = self._shape_of(message.schema, message.table, listing)
         if shape is None:
+            self._ordinal += 1
             return None
         cells = [bytes(column.value) for column in (*(message.columns or ()), *(message.identity or ()))]
         new, old = shape.rows(cells)
@@ -332,11 +334,10 @@ class Wal2json:
             relation = None
             if self._wanted(*root_name(message.schema, message.table, info)):
                 relation, _ = self._relations.build(message.schema, message.table, known, info)
+        self._ordinal += 1
         if relation is None:
             return None
-        change = Change(relation, Operation.TRUNCATE, None, None, data_start, self._ordinal)
-        self._ordinal += 1
-        return change
+        return Change(relation, Operation.TRUNCATE, None, None, data_start, self._ordinal - 1)
 
 
 _ROWS: Final = frozenset({b"I", b"U", b"D"})
