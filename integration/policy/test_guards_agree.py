@@ -20,6 +20,7 @@ from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a cla
 from integration.fixtures.cells import identifier, stored_rows
 from integration.fixtures.postgres import TestDatabase
 from integration.policy.cases import (
+    LOOSE,
     ROLES,
     SCHEMA,
     TEXTS,
@@ -122,7 +123,7 @@ class World:
         """The rows for which the question's answer is yes, and those in doubt."""
         names = [name for name, _ in ask.columns]
         positions = [self.relation.positions[name] for name in names]
-        loose = [self.relation.positions[name] for name in ask.loose]
+        loose = [self.relation.positions[name] for name in LOOSE.intersection(names)]
         doubts = {number for number, row in enumerate(self.rows) if any(b"null" in (row[at] or b"") for at in loose)}
         members = [
             ",".join(

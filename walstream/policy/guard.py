@@ -6,15 +6,14 @@ true, and every restrictive one (PostgreSQL 17, 5.9 Row Security Policies).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
 import msgspec
 
 from walstream.errors import FilterError
-from walstream.model import Catalog, CatalogMiss, Relation
-from walstream.policy.formula import LOOSE, Bound, Row, conjunction, disjunction, settle
+from walstream.model import Catalog, Relation
+from walstream.policy.formula import Bound, Row, conjunction, disjunction, settle
 from walstream.policy.model import Ask, Guard, Protection, Sifted, Viewer
 from walstream.policy.terms import Session, Unsure
 from walstream.predicate import Expression, compile, normalise  # noqa: A004
@@ -38,7 +37,7 @@ def guard(protection: Protection | None, viewer: Viewer, relation: Relation, cat
     try:
         bound = _bind(protection, Session(viewer), row)
     except Unsure:
-        return _ask(protection, relation, catalog)
+        return _ask(protection)
     if isinstance(bound, bool):
         return bound
     expression = normalise(bound)
@@ -46,7 +45,7 @@ def guard(protection: Protection | None, viewer: Viewer, relation: Relation, cat
     try:
         compile(expression, relation, catalog, literals)
     except FilterError:
-        return _ask(protection, relation, catalog)
+        return _ask(protection)
     return Sifted(expression, literals)
 
 
@@ -69,8 +68,8 @@ def _bind(protection: Protection, session: Session, row: Row) -> bool | Expressi
 
 
 @lru_cache(maxsize=ASKS_MAX)
-def _ask(protection: Protection, relation: Relation, catalog: Catalog) -> Ask:
-    """The same object for all viewers: who asks may keep what it made of it. Raises CatalogMiss.
+def _ask(protection: Protection) -> Ask:
+    """The same object for all viewers: who asks may keep what it made of it.
 
     In the order in which PostgreSQL itself puts them together (rewrite/rowsecurity.c, utils/cache/relcache.c), since
     what is decided before a condition that fails never meets the failure.
@@ -86,31 +85,5 @@ def _ask(protection: Protection, relation: Relation, catalog: Catalog) -> Ask:
         protection.table,
         " AND ".join(parts),
         columns,
-        _loose((name for name, _ in columns), relation, catalog),
         next((policy.problem for policy in policies if policy.problem), ""),
     )
-
-
-def _loose(names: Iterable[str], relation: Relation, catalog: Catalog) -> frozenset[str]:
-    positions = relation.positions
-    return frozenset(
-        name
-        for name in names
-        if name in positions and _may_be_loose(relation.columns[positions[name]].type_oid, catalog, set())
-    )
-
-
-def _may_be_loose(oid: int, catalog: Catalog, seen: set[int]) -> bool:
-    """Whether a null in a value of the type may stand for something else. Raises CatalogMiss."""
-    if oid in LOOSE:
-        return True
-    if oid in seen:
-        return False
-    seen.add(oid)
-    if oid not in catalog.types:
-        raise CatalogMiss(types=(oid,))
-    info = catalog.types[oid]
-    if info is None:
-        return False
-    inner = (info.element, info.base, *(field for _, field in info.fields))
-    return any(_may_be_loose(part, catalog, seen) for part in inner if part)

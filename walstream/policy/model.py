@@ -64,16 +64,13 @@ class Ask(msgspec.Struct, frozen=True):
 
     ``condition``: SQL over the row's columns, to be evaluated as the viewer; true, false or null. The rows have to go
     by the name ``table`` there, for sub-selects refer to it. ``columns``: those it looks at, as in ``Policy``; a row
-    that lacks one of them is in doubt. ``loose``: of these, columns in which a null may stand for something else (NaN
-    or infinity, also inside arrays and composites; the null of JSON): with a null there the row is in doubt, too.
-    ``problem``: as in ``Policy``.
+    that lacks one of them is in doubt. ``problem``: as in ``Policy``.
     """
 
     schema: str
     table: str
     condition: str
     columns: tuple[tuple[str, str], ...]
-    loose: frozenset[str] = frozenset()
     problem: str = ""
 
 
