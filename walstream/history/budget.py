@@ -52,6 +52,11 @@ class Gauge:
         self.own_bytes = own_bytes
         self._samples: deque[tuple[float, int]] = deque()
 
+    @property
+    def has_rate(self) -> bool:
+        """Whether the newest measurement could tell for how long."""
+        return bool(self._samples) and self._samples[-1][0] - self._samples[0][0] >= RATE_SECONDS_MIN
+
     def measure(
         self, now: float, wal_status: str | None, retained: int | None, safe: int | None, keep_bytes: int
     ) -> Budget:
@@ -89,7 +94,7 @@ class Gauge:
         while now - samples[0][0] > RATE_SECONDS:
             samples.popleft()
         since, before = samples[0]
-        return (retained - before) / (now - since) if now - since >= RATE_SECONDS_MIN else 0.0
+        return (retained - before) / (now - since) if self.has_rate else 0.0
 
 
 def _state(wal_status: str | None) -> BudgetState:

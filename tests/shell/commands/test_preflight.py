@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from walstream.errors import DatabaseRefused
+from walstream.history.budget import Budget, Gauge
 from walstream.lsn import Lsn
 from walstream.shell.commands import preflight
 from walstream.shell.commands.migrate import SchemaState
@@ -130,6 +131,10 @@ def test_what_could_not_be_tried_is_said_to_be_unknown() -> None:
     assert wrong(plugins("wal2json", None, Probe("wal2json", "unknown", "busy"))) == [("unknown", "plugin")]
 
 
+def measured(slot: Slot, keep_bytes: int, own_bytes: int = 0) -> Budget:
+    return Gauge(own_bytes).measure(0.0, slot.wal_status, slot.retained_bytes, slot.safe_bytes, keep_bytes)
+
+
 @pytest.mark.parametrize(
     ("change", "decoder", "expected"),
     [
@@ -147,7 +152,8 @@ def test_what_could_not_be_tried_is_said_to_be_unknown() -> None:
     ],
 )
 def test_the_slot_is_judged(change: dict[str, object], decoder: str, expected: tuple[str, str]) -> None:
-    found = preflight.judge_slot(HEALTHY, decoder, "walstream", SLOT._replace(**change))  # type: ignore[arg-type]  # fields by name
+    slot = SLOT._replace(**change)  # type: ignore[arg-type]  # fields by name
+    found = preflight.judge_slot(HEALTHY, decoder, "walstream", slot, measured(slot, HEALTHY.max_slot_wal_bytes))
     assert (found.severity, found.code) == expected
     assert bool(found.repair) == (found.severity != "ok")
 
@@ -155,8 +161,8 @@ def test_the_slot_is_judged(change: dict[str, object], decoder: str, expected: t
 def test_without_a_limit_of_the_server_our_own_counts() -> None:
     server = msgspec.structs.replace(HEALTHY, max_slot_wal_bytes=-1)
     slot = SLOT._replace(safe_bytes=None, retained_bytes=5 * GIB)
-    assert preflight.judge_slot(server, "auto", "walstream", slot).severity == "ok"
-    found = preflight.judge_slot(server, "auto", "walstream", slot, 10 * GIB)
+    assert preflight.judge_slot(server, "auto", "walstream", slot, measured(slot, -1)).severity == "ok"
+    found = preflight.judge_slot(server, "auto", "walstream", slot, measured(slot, -1, 10 * GIB))
     assert (found.severity, found.code) == ("warning", "slot_at_risk")
     assert "wal_budget_bytes" in found.repair
 

@@ -5,6 +5,7 @@ What later checks need is what earlier ones found: without the schema nothing is
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,11 @@ import psycopg2
 
 from walstream.capture import quote_identifier
 from walstream.config import Config
+from walstream.history.budget import RATE_SECONDS_MIN, Budget, Gauge
 from walstream.shell.commands import preflight, preflight_tables
 from walstream.shell.database import counts, parked, roles, slots, tables
 from walstream.shell.database.reports import Finding
+from walstream.shell.database.slots import Slot
 from walstream.shell.database.tables import Target
 
 if TYPE_CHECKING:
@@ -30,11 +33,11 @@ def run(connection: Connection, settings: Config, table: str | None = None) -> l
     search_path = tables.take_search_path(connection)
     target = None if table is None else tables.resolve(connection, table, search_path, ours=settings.schema)
     server = preflight.read_server(connection)
-    slot = slots.find(connection, settings.slot)
+    slot, budget = _slot(connection, settings, server.max_slot_wal_bytes)
     findings = preflight.judge_server(server)
     probes = [preflight.probe_plugin(connection, plugin) for plugin in slots.PLUGINS[settings.decoder]]
     findings += preflight.judge_plugins(server, settings.decoder, slot, probes)
-    findings.append(preflight.judge_slot(server, settings.decoder, settings.slot, slot, settings.wal_budget_bytes))
+    findings.append(preflight.judge_slot(server, settings.decoder, settings.slot, slot, budget))
     if settings.publication:
         findings.append(preflight_tables.judge_publication(connection, settings.publication))
     plugin = (
@@ -47,6 +50,19 @@ def run(connection: Connection, settings: Config, table: str | None = None) -> l
         repair = f"grant {roles.OWNER} to {quote_identifier(server.user)}"
         findings.append(Finding("schema_right", "error", settings.schema, cause, repair))
     return findings
+
+
+def _slot(connection: Connection, settings: Config, keep_bytes: int) -> tuple[Slot | None, Budget | None]:
+    """The slot and its WAL budget. An alarm is worth a second look: for how long the rest lasts takes two."""
+    gauge = Gauge(settings.wal_budget_bytes)
+    while True:
+        slot = slots.find(connection, settings.slot)
+        if slot is None:
+            return None, None
+        budget = gauge.measure(time.monotonic(), slot.wal_status, slot.retained_bytes, slot.safe_bytes, keep_bytes)
+        if not budget.is_alarming or not budget.left_bytes or gauge.has_rate:
+            return slot, budget
+        time.sleep(RATE_SECONDS_MIN)
 
 
 def _own_tables(

@@ -14,7 +14,7 @@ import psycopg2
 from psycopg2.extensions import connection as Connection  # noqa: N812 - a class, under a name that tells it from values
 
 from walstream.capture import quote_identifier as quoted
-from walstream.history.budget import Gauge
+from walstream.history.budget import Budget
 from walstream.shell.commands import migrate
 from walstream.shell.commands.migrate import SchemaState
 from walstream.shell.database import postgres, roles, slots
@@ -310,8 +310,8 @@ def judge_plugins(server: Server, decoder: str, slot: Slot | None, probes: Seque
     return findings
 
 
-def judge_slot(server: Server, decoder: str, name: str, slot: Slot | None, own_bytes: int = 0) -> Finding:
-    """Whether the configured slot is ours to use. ``own_bytes``: its WAL budget where the server has no limit."""
+def judge_slot(server: Server, decoder: str, name: str, slot: Slot | None, budget: Budget | None = None) -> Finding:
+    """Whether the configured slot is ours to use. ``budget``: of WAL, as far as it was measured."""
     again = f"walstream slot drop {name}; the daemon makes a new one, and clients are told of the gap"
     other = "choose another name with WALSTREAM_SLOT"
     if slot is None:
@@ -332,14 +332,11 @@ def judge_slot(server: Server, decoder: str, name: str, slot: Slot | None, own_b
         cause = f"it has confirmed {slot.confirmed_lsn}, and the server's WAL ends at {slot.wal_end}: was it restored?"
         return Finding("slot_ahead", "error", name, cause, renew)
     retained = f"{size(slot.retained_bytes)} of WAL kept, {size(slot.lag_bytes)} not confirmed"
-    budget = Gauge(own_bytes).measure(
-        0.0, slot.wal_status, slot.retained_bytes, slot.safe_bytes, server.max_slot_wal_bytes
-    )
-    if budget.is_alarming:
+    if budget is not None and budget.is_alarming:
         limited = server.max_slot_wal_bytes >= 0
         risk: Severity = "error" if slot.wal_status == "unreserved" else "warning"
         fate = "it will soon be lost" if limited else "it fills the disk"
-        cause = f"{fate}: {retained}, {size(budget.left_bytes)} of {size(budget.limit_bytes)} left"
+        cause = f"{fate} ({budget}; {size(slot.lag_bytes)} not confirmed)"
         raised = "max_slot_wal_keep_size" if limited else "wal_budget_bytes, or set max_slot_wal_keep_size"
         return Finding("slot_at_risk", risk, name, cause, f"see that the daemon reads, and raise {raised}")
     if not slot.active:
@@ -347,8 +344,9 @@ def judge_slot(server: Server, decoder: str, name: str, slot: Slot | None, own_b
         return Finding(
             "slot_idle", "warning", name, cause, "start walstream serve, or drop the slot if its node is gone"
         )
+    budgeted = f", budget {budget.state}" if budget is not None else ""
     failover = {None: "", True: ", kept by standbys for a failover", False: ", not kept by standbys"}[slot.failover]
-    return Finding("slot", "ok", name, f"{slot.plugin}, active, {retained}, budget {budget.state}{failover}")
+    return Finding("slot", "ok", name, f"{slot.plugin}, active, {retained}{budgeted}{failover}")
 
 
 def judge_parked(number: int, names: str) -> Finding:
