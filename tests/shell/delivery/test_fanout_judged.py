@@ -25,7 +25,7 @@ from walstream.router import Binding, Router, parse_filter
 from walstream.shell.database.access import TableRight
 from walstream.shell.delivery import fanout as fanout_module
 from walstream.shell.delivery import frames as frames_module
-from walstream.shell.delivery.audience import AudienceKey
+from walstream.shell.delivery.audience import AudienceKey, Step
 from walstream.shell.delivery.doubts import Doubts
 from walstream.shell.delivery.fanout import Fanout
 from walstream.shell.delivery.judge import Verdict
@@ -139,6 +139,14 @@ class Judged(World):
     def answer(self, choice: int) -> None:
         self.judge.answer(choice)
         self.rig.fanout.judged()
+        self.check_accounts()
+
+    def check_accounts(self) -> None:
+        """An audience has as much room taken as its changes that wait do take."""
+        for audience in self.rig.fanout._members.waiting:
+            sizes = [item.size for item in audience.waiting if isinstance(item, Step)]
+            assert audience.waiting.bytes == sum(sizes)
+            assert audience.waiting.largest >= max(sizes, default=0)
 
     async def settle(self) -> None:
         while self.judge.pending:

@@ -192,12 +192,46 @@ class Gate(NamedTuple):
     member: Member
 
 
+class Waiting(deque[Step | End | Gate]):
+    """What an audience is told later, in order: appended on the right, taken from the left.
+
+    ``bytes``: of its changes. ``largest``: of the largest one since something began to wait.
+    """
+
+    __slots__ = ("bytes", "largest")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.largest = 0
+
+    def append(self, item: Step | End | Gate) -> None:
+        """Let it wait."""
+        super().append(item)
+        if isinstance(item, Step):
+            self.bytes += item.size
+            self.largest = max(self.largest, item.size)
+
+    def popleft(self) -> Step | End | Gate:
+        """The next one, which waits no more."""
+        item = super().popleft()
+        if isinstance(item, Step):
+            self.bytes -= item.size
+        if not self:
+            self.largest = 0
+        return item
+
+    def clear(self) -> None:
+        """Nothing waits any more."""
+        super().clear()
+        self.bytes = self.largest = 0
+
+
 class Audience:
     """The sockets behind one ``AudienceKey`` and the frames that wait for the end of the tick."""
 
     __slots__ = (
         "_wire", "chunk", "chunk_from", "held", "joining", "key", "pending", "pending_from", "prefixes", "rest",
-        "shared", "solo", "suffix", "waiting", "waiting_bytes", "waiting_largest",
+        "shared", "solo", "suffix", "waiting",
     )  # fmt: skip
 
     def __init__(self, key: AudienceKey) -> None:
@@ -215,9 +249,7 @@ class Audience:
         # Frames of the newest change; they wait to learn whether it is their transaction's last one.
         self.held: list[tuple[Rendered, bytes]] = []
         # Changes of which PostgreSQL has to say whether they may be seen, and all that come after them.
-        self.waiting: deque[Step | End | Gate] = deque()
-        self.waiting_bytes = 0
-        self.waiting_largest = 0  # bytes of the largest change since something began to wait
+        self.waiting = Waiting()
         self._wire = dict(zip(key.ids, key.wire, strict=True)) if key.wire else None
 
     @property

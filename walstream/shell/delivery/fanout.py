@@ -536,10 +536,8 @@ class Fanout:
         audience.waiting.append(item)
         self._members.waiting[audience] = None
         if isinstance(item, Step):
-            audience.waiting_bytes += item.size
-            audience.waiting_largest = max(audience.waiting_largest, item.size)
             # As an outbox takes one chunk of any size: a row is not refused for being larger than all the room.
-            queued = audience.waiting_bytes - audience.waiting_largest
+            queued = audience.waiting.bytes - audience.waiting.largest
             for outbox in (*audience.solo, *audience.shared, *audience.joining):
                 if queued > outbox.limit_bytes:
                     outbox.overflow()
@@ -573,7 +571,6 @@ class Fanout:
                 break
         self._enliven(audience, now)
         if not waiting:
-            audience.waiting_largest = 0
             self._members.waiting.pop(audience, None)
 
     def _enliven(self, audience: Audience, live: Sequence[Member]) -> None:
@@ -591,7 +588,6 @@ class Fanout:
                     member.before = None
 
     def _answered(self, audience: Audience, step: Step) -> None:
-        audience.waiting_bytes -= step.size
         relation = step.telling.change.relation
         is_seen = step.seen is None or step.seen.answer is True
         if is_seen and self._access.right(audience.key.role, relation).allowed:

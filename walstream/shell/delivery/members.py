@@ -161,7 +161,6 @@ class Members:
         audience = member.audience = self.audience(member.audience.key, fresh=True)
         for item in alone.waiting:
             audience.waiting.append(item if isinstance(item, Gate) else item._replace(live=(member,)))
-        audience.waiting_bytes = alone.waiting_bytes
         audience.held = alone.held
         self.waiting.pop(alone, None)
         self.waiting[audience] = None

@@ -119,9 +119,7 @@ class Pursuit:
         self.refused = place
         self.kept = transaction
         self.sequence = sequence
-        audience = self.member.audience
-        audience.waiting.clear()
-        audience.waiting_bytes = 0
+        self.member.audience.waiting.clear()
         self.changes = self.routing = self.audiences = None
 
 
@@ -318,7 +316,7 @@ class Pursuits:
             if not pursuit.is_over and not is_reading and self._is_lost(pursuit):
                 self._give_up(pursuit)
             return False
-        if pursuit.member.audience.waiting_bytes >= ROOM_BYTES:
+        if pursuit.member.audience.waiting.bytes >= ROOM_BYTES:
             await trio.sleep(WAIT_SECONDS)
             return False
         return True
