@@ -374,7 +374,7 @@ class Daemon:
             await self.edge.sockets.drain(SERVICE_RESTART, REASON_DRAIN)
 
     def _skipped(self, commit_lsn: Lsn) -> None:
-        self.ring.skipped = max(self.ring.skipped, commit_lsn)
+        self.ring.skipped = max(self.ring.skipped, Lsn(commit_lsn + 1))  # its end lies beyond its beginning
         self._tell_gap("poison_skipped")
 
     def _plan_overtaken(self, change: PlanChange) -> None:

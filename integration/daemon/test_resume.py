@@ -126,7 +126,7 @@ def test_whatever_has_no_continuation_is_a_gap(start: Start, cluster: Cluster, t
                 f"00000000.{xid}.{lsn}.{ordinal}": "other_cluster",
                 f"{cluster_name}.{xid}.{int(lsn, 16) + (1 << 40):x}.{ordinal}": "other_cluster",
                 f"{cluster_name}.{int(xid, 16) + 1:x}.{lsn}.{ordinal}": "other_cluster",
-                f"{cluster_name}.{xid}.10.0": "too_old",
+                f"{cluster_name}.{xid}.10.0": "slot_lost",
             }
             for number, (since, reason) in enumerate(reasons.items()):
                 told = await resume(client, since, f"realtime:gap{number}")

@@ -102,10 +102,27 @@ def test_a_slot_dropped_behind_our_back(node: Node) -> None:
 
 
 def test_a_slot_dropped_while_we_were_down(node: Node) -> None:
+    node.table("t")
+
+    async def first() -> str:
+        async with node.client("t") as client:
+            node.database.execute("insert into t values (1, 'before')")
+            return str((await client.changes(1))[0]["position"])
+
+    async def again(since: str) -> dict[str, Any]:
+        async with node.client() as client:
+            await client.subscribe("realtime:t", {"event": "*", "schema": "public", "table": "t", "since": since})
+            told: dict[str, Any] = (await client.next("system")).payload
+            return told
+
+    position = trio.run(first)
     node.daemon.kill()
     free_slot(node, "select pg_drop_replication_slot(%(slot)s)")
     node.daemon.start()
     assert turns(node) == {"created": 1}
+    told = trio.run(again, position)
+    assert (told["event"], told["reason"]) == ("gap", "slot_lost")
+    assert trio.run(again, told["position"])["event"] == "resumed", "it was told once"
 
 
 def test_a_slot_that_somebody_else_made_anew(node: Node) -> None:

@@ -18,7 +18,7 @@ def test_who_has_not_got_beyond_what_was_left_out_is_told(at: int, *, told: bool
     ring = Ring(bytes_max=1000, seconds=1.0, wal_bytes=1000)
     ring.restart(Lineage("abcd"), 0x80)
     ring.newest = Lsn(0x300)
-    ring.skipped = Lsn(0x200)
+    ring.skipped = Lsn(0x201)
     answer = resume(ring, Position("abcd", 0, Lsn(at), 0), Lsn(0x400), (), TABLE)
     assert (answer == POISON_SKIPPED) is told
     ring.restart(Lineage("abcd"), 0x80)

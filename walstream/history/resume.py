@@ -16,6 +16,7 @@ from walstream.lsn import Lsn
 TOO_OLD: Final = "too_old"
 OTHER_CLUSTER: Final = "other_cluster"
 PLAN_CHANGED: Final = "plan_changed"
+SLOT_LOST: Final = "slot_lost"
 POISON_SKIPPED: Final = "poison_skipped"
 
 EVERYTHING: Final = 1 << 62
@@ -62,10 +63,10 @@ def resume(
     """
     if not ring.lineage.has(position.cluster, position.commit_lsn) or position.commit_lsn > server_lsn:
         return OTHER_CLUSTER
-    if position.commit_lsn < ring.floor:
-        return TOO_OLD
-    if position.commit_lsn <= ring.skipped:
+    if position.commit_lsn < ring.skipped and ring.floor <= ring.skipped:
         return POISON_SKIPPED
+    if position.commit_lsn < ring.floor:
+        return SLOT_LOST if position.commit_lsn < ring.begins else TOO_OLD
     if any(change.concerns(position.commit_lsn, wished) for change in plan_changes):
         return PLAN_CHANGED
     if not position.xid:

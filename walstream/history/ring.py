@@ -42,7 +42,8 @@ class Ring:
     ``confirmable`` is the newest commit end before the window: the only position that may be confirmed, and always
     below the oldest commit that is still in it. The last two bounds are kept by the owner's ``evict``, which
     has to be called while no transactions come, too. ``size``: bytes that the transactions hold in memory.
-    ``skipped``: where the newest commit begins of which something was left out, for it could not be read.
+    ``skipped``: something that was committed before it, and after what came before that, could not be read.
+    ``begins``: where a slot begins that does not go on with what there was before, 0 where that is not known.
     ``floor``: every commit after it that brought something to keep is in the ring, or is yet to come.
     ``lineage``: whose commits these are.
     """
@@ -57,6 +58,7 @@ class Ring:
         self.newest = Lsn(0)  # commit end of the newest transaction that was appended or passed by
         self.confirmable = Lsn(0)
         self.skipped = Lsn(0)
+        self.begins = Lsn(0)
         self._start = Lsn(0)  # where the slot's stream began
         self._dropped = Lsn(0)  # commit end of the newest transaction that has left the window
         self._entries: deque[Entry] = deque()
@@ -75,6 +77,11 @@ class Ring:
     def floor(self) -> Lsn:
         """See the class. What was passed by does not raise it: who has nothing to get from there has missed nothing."""
         return max(self._start, self._dropped)
+
+    @property
+    def end(self) -> Lsn:
+        """A commit end after which everything is yet to come that may still come."""
+        return max(self.newest, self.floor, self.skipped)
 
     @property
     def oldest_sequence(self) -> int:
@@ -150,14 +157,18 @@ class Ring:
         while self._entries:
             self._drop_oldest()
 
-    def restart(self, lineage: Lineage, start: int = 0) -> None:
-        """What was known has no continuation. ``start``: the commit end after which the stream goes on."""
+    def restart(self, lineage: Lineage, start: int = 0, *, is_new: bool = False) -> None:
+        """What was known has no continuation. ``start``: the commit end after which the stream goes on.
+
+        ``is_new``: for the slot does not go on with what there was before.
+        """
         self._entries.clear()
         self._by_xid.clear()
         self._highest_xid = None
         self.size = 0
         self.newest = self.confirmable = self.skipped = self._dropped = Lsn(0)
         self._start = Lsn(start)
+        self.begins = Lsn(start if is_new else 0)
         self.lineage = lineage
 
     def by_commit(self, commit_lsn: int) -> Transaction | None:
@@ -179,17 +190,17 @@ class Ring:
         return self._entries[sequence - self._entries[0].sequence].transaction
 
     def before(self, sequence: int) -> Lsn:
-        """The commit end before a transaction in the window; the newest one for what is yet to come."""
+        """The commit end before a transaction in the window; ``end`` for what is yet to come."""
         if not self._entries or sequence >= self.next_sequence:
-            return self.newest
-        return self._entries[max(0, sequence - self._entries[0].sequence)].before
+            return self.end
+        return max(self.floor, self._entries[max(0, sequence - self._entries[0].sequence)].before)
 
     def before_live(self, snapshot: Snapshot, asked_at: int) -> Lsn:
         """A commit end after which everything comes that the snapshot does not see; see ``maybe_live``."""
         found = self.maybe_live(snapshot, asked_at)
         if not found:
-            return self.newest
-        return self._entries[found[0][0] - self._entries[0].sequence].before
+            return self.end
+        return self.before(found[0][0])
 
     def maybe_live(self, snapshot: Snapshot, asked_at: int) -> list[tuple[int, Transaction]]:
         """Sequence numbers and transactions, oldest first, of all in the ring that the snapshot may not see.

@@ -360,3 +360,20 @@ def test_truncates_show_no_row_and_are_not_asked_about() -> None:
     assert scene.records() == []
     assert len(wire.frames()) == 1
     assert Lsn(scene.rig.commit) > 0
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_after_a_gap_nothing_comes_of_what_waited_for_answers(moves: bool) -> None:
+    scene = Scene()
+    scene.route(*changes(2, 4))
+    if moves:
+        ids = (scene.router.look_as(scene.bare, NO_THREES),)
+        scene.member = scene.fanout.move(scene.member, scene.key._replace(ids=ids, viewer=NO_THREES))
+        scene.route(*changes(2))
+    scene.fanout.pursuits.skip(scene.member)
+    scene.route(*changes(8))
+    assert scene.records() == []
+    assert [told["record"]["n"] for told in scene.records()] == [8]  # type: ignore[index]  # JSON
+    assert not len(scene.fanout.pursuits)
+    scene.fanout.leave(scene.member)
+    assert is_clean(scene.fanout)

@@ -17,6 +17,7 @@ from tests.support import freed_at_once, run
 from walstream.history.resume import Start
 from walstream.lsn import Lsn
 from walstream.model import Snapshot
+from walstream.protocol.websocket import frame
 from walstream.shell.delivery import fanout as fanout_module
 from walstream.shell.delivery import pursuit as pursuit_module
 from walstream.shell.delivery.audience import Member
@@ -26,6 +27,7 @@ from walstream.shell.delivery.pursuit import Beginning, Pursuit
 ROLES = ("reader", "other")
 LIMIT = 3000
 FRAME = 330  # bytes of one change on the wire, about
+WORD = frame(b'{"topic":"gap","payload":{"data":{"position":"c.0.0.0"},"ids":[]}}')
 
 
 class Narrow(Wire):
@@ -57,6 +59,7 @@ class Client:
         self.since = since
         self.member: Member | None = None
         self.held: tuple[Snapshot, int] | None = None
+        self.skipped: list[tuple[int, int]] = []  # the newest change that was read at each word of a gap
 
     def read(self, room: int) -> None:
         self.wire.room += room
@@ -143,10 +146,30 @@ class World:
             client.member = self.rig.fanout.move(client.member, key._replace(role=role, generation=0))
             self.moved = True
 
+    def gap(self, choice: int) -> None:
+        """A client is told that it may have missed changes, whatever is under way to it."""
+        ready = [each for each in self.clients if each.held is None and each.outbox.queued_bytes < LIMIT - len(WORD)]
+        if ready:
+            client = ready[choice % len(ready)]
+            assert client.member is not None
+            self.rig.fanout.pursuits.skip(client.member)
+            if client.outbox.offer(WORD):  # who has no room is closed instead
+                client.skipped.append(max(self.committed[-1:], default=client.since))
+            else:
+                self.clients.remove(client)
+                self.rig.fanout.leave(client.member)
+
     def check(self) -> None:
         for client in self.clients:
             assert not client.overflows
-            found = client.got()
+            parts: list[list[Got]] = [[]]
+            for each in client.got():
+                parts.append([]) if each.topic == "gap" else parts[-1].append(each)
+            *before, found = parts
+            for part, skipped in zip(before, client.skipped, strict=True):
+                told = list(dict.fromkeys([(each.commit, each.ordinal) for each in part]))
+                assert told == [place for place in self.committed if place > client.since][: len(told)]
+                client.since = max(client.since, (skipped[0], 1 << 40))
             expected = [place for place in self.committed if place > client.since]
             places = [(each.commit, each.ordinal) for each in found]
             # A change that is known by its place may come twice when a socket has no room for a part of its frames.
@@ -157,7 +180,21 @@ class World:
                 assert [at for at, each in enumerate(found) if each.last and at in ends] == ends
 
 
-ACTIONS = ("route", "route", "route", "join", "resume", "hold", "release", "read", "read", "leave", "move", "turn")
+ACTIONS = (
+    "route",
+    "route",
+    "route",
+    "join",
+    "resume",
+    "hold",
+    "release",
+    "read",
+    "read",
+    "leave",
+    "move",
+    "gap",
+    "turn",
+)
 steps = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 200)), min_size=30, max_size=80)
 
 

@@ -41,7 +41,12 @@ def test_a_plan_that_was_loaded_is_not_undone_by_what_is_read_again() -> None:
 def test_a_change_of_the_plan_that_is_read_again_has_overtaken_what_was_committed_before_it() -> None:
     async def main(rig: Rig) -> None:
         told: list[PlanChange] = []
-        rig.pipeline.on_overtaken = told.append
+
+        def tell(change: PlanChange) -> None:
+            told.append(change)
+            assert rig.ring.end == change.commit_lsn, "the position of the gap is not before it"
+
+        rig.pipeline.on_overtaken = tell
         at = await rig.transaction(planned("public.things", Operation.DELETE), xid=40)
         assert told == [PlanChange(Lsn(at), frozenset({("public", "things")}))]
         await rig.transaction(planned("public.things"), xid=60)

@@ -19,7 +19,7 @@ from walstream.capture.plan import Plan
 from walstream.channel.effects import SUBSCRIBED, Accepted, JoinRequest, Refused
 from walstream.channel.session import RESTARTING
 from walstream.errors import EnvironmentFailure, WalstreamError
-from walstream.history.resume import PlanChange
+from walstream.history.resume import PlanChange, standing
 from walstream.model import Catalog, CatalogMiss, Relation, RelationInfo, Snapshot, TypeInfo
 from walstream.policy import Viewer
 from walstream.protocol.shapes import Shape
@@ -151,18 +151,19 @@ class Joins:
     def gap(self, reason: str, concerns: Callable[[Wish], bool] = lambda wish: True) -> int:
         """Tell everybody with an item that it concerns that changes may be missing. Returns how many joins that are.
 
-        ``reason``: one of docs/reference/protocol.md.
+        What they get afterwards is whole transactions, from the next one on that is read. ``reason``: one of
+        docs/reference/protocol.md.
         """
         self._gaps += 1
         told = 0
+        details = {"event": "gap", "reason": reason, "position": str(standing(self._ring, self._ring.end))}
         for key, joined in list(self._joined.items()):
             if not any(map(concerns, joined.asked.wishes)):
                 continue
             told += 1
             if not self._snapshots.abandon(key, reason):
-                joined.asked.owner.system(
-                    joined.asked.request.serial, "ok", starts.GAP, {"event": "gap", "reason": reason}
-                )  # fmt: skip
+                self._fanout.pursuits.skip(joined.member)
+                joined.asked.owner.system(joined.asked.request.serial, "ok", starts.GAP, details)
         return told
 
     # -- from connections

@@ -228,6 +228,27 @@ class Pursuits:
         pursuit.member, pursuit.audiences = moved, None
         return moved
 
+    def skip(self, member: Member) -> None:
+        """Let a member go on with the next transaction that is read: of those under way it gets nothing more."""
+        members, sequence = self._members, self._ring.next_sequence
+        self._frames.drain(member.audience)  # what it was told before goes before what it is told next
+        pursuit = member.pursuit
+        if pursuit is not None:
+            self.leave(pursuit)
+            starts = {id_: EVER if isinstance(start, Start) else start for id_, start in pursuit.starts.items()}
+        elif member.audience.waiting or self._source.routed < sequence:
+            starts = dict.fromkeys(member.audience.key.ids, member.snapshot if member in members.joining else EVER)
+        else:
+            return
+        if member.before is not None:
+            members.leave(member.before)
+            member.before = None
+        members.expel(member)
+        members.isolate(member, member.audience.key._replace(generation=0))
+        member.snapshot = EVER
+        member.pursuit = Pursuit(member, starts, sequence)
+        self._go(member.pursuit)
+
     def leave(self, pursuit: Pursuit) -> None:
         """The member has gone."""
         pursuit.is_over = True

@@ -171,7 +171,8 @@ class Pipeline:
                 self._fanout.cluster_changed()
                 newest = stream.lineage.ancestors.get(self._ring.cluster, Lsn(0))
                 start = max(start, newest)
-            self._ring.restart(stream.lineage, start)
+            is_new = stream.is_new_slot or gap == "slot_lost"
+            self._ring.restart(stream.lineage, start, is_new=is_new)
             # Should the slot go back, what was delivered, and is of this history, is still known.
             self._ring.newest = max(newest, self._ring.newest)
             self._plan_changes.clear()
@@ -429,20 +430,21 @@ class Pipeline:
             self.tally.forget()
             return
         self.tally.commit(transaction.commit_at)
-        if transaction.control:
-            self._change_plan(transaction)
+        overtaken = self._change_plan(transaction) if transaction.control else None
         if self.feed is not None:
             self.feed.committed(transaction)
         for message in transaction.messages:
             self._returned(message.content)
-        if not len(transaction.changes):
+        if len(transaction.changes):
+            self.changes_in += len(transaction.changes)
+            sequence = ring.append(transaction, trio.current_time())
+            self._fanout.route(sequence, transaction, spilled=spilled)
+            if self.mirror is not None and self.mirror.is_needed and self._is_news(transaction):
+                self.mirror.committed(transaction)
+        else:
             ring.pass_by(transaction.commit_lsn)
-            return
-        self.changes_in += len(transaction.changes)
-        sequence = ring.append(transaction, trio.current_time())
-        self._fanout.route(sequence, transaction, spilled=spilled)
-        if self.mirror is not None and self.mirror.is_needed and self._is_news(transaction):
-            self.mirror.committed(transaction)
+        if overtaken is not None:
+            self.on_overtaken(overtaken)  # what is told afterwards comes after it
 
     def _is_news(self, transaction: Transaction) -> bool:
         """Whether it was committed since this process began, so that no other has told of it."""
@@ -453,11 +455,14 @@ class Pipeline:
 
     # -- the plan
 
-    def _change_plan(self, transaction: Transaction) -> None:
-        """Somebody committed changes of ``subscriptions``: what follows in the WAL obeys them."""
+    def _change_plan(self, transaction: Transaction) -> PlanChange | None:
+        """Somebody committed changes of ``subscriptions``: what follows in the WAL obeys them.
+
+        Returns the change if the plan that was loaded has it, so that it has overtaken what was committed before it.
+        """
         changes = [change for change in transaction.control if change.relation.name == plan_source.TABLE]
         if not changes:
-            return
+            return None
         tables = plan_source.concerned(changes)
         if tables:
             self._remember(PlanChange(transaction.commit_lsn, tables))
@@ -468,12 +473,11 @@ class Pipeline:
             and not settled(transaction, since)
             and not is_live(transaction, since, self._server_start)
         ):
-            # Read again after a restart: the plan that was loaded has it, and what came before it was captured by that.
-            if tables:
-                self.on_overtaken(self._plan_changes[-1])
-            return
+            # Read again after a restart: what came before it was captured by the plan of now.
+            return self._plan_changes[-1] if tables else None
         self._use(plan_source.applied(self.plan, changes))
         log.info(PLAN_CHANGED, rows=len(self.plan.rows), lsn=str(transaction.commit_lsn))
+        return None
 
     def _remember(self, change: PlanChange) -> None:
         changes = self._plan_changes

@@ -1,0 +1,117 @@
+"""Why a position has no continuation, and that who was told of a gap is not told of the same one again."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from walstream.history.lineage import Lineage
+from walstream.history.position import Position
+from walstream.history.resume import POISON_SKIPPED, SLOT_LOST, TOO_OLD, Start, resume, standing
+from walstream.history.ring import Ring
+from walstream.lsn import Lsn
+from walstream.model import Snapshot, Transaction
+
+TABLE = ("public", "t")
+FAR = Lsn(1 << 40)
+
+
+def window(*, is_new: bool = False) -> Ring:
+    """A slot from 100 on; 200 has left the window, 300 is in it."""
+    ring = Ring(bytes_max=15, seconds=1e9, wal_bytes=1 << 60)
+    ring.restart(Lineage("abcd"), 100, is_new=is_new)
+    for lsn in (200, 300):
+        ring.append(Transaction(lsn, Lsn(lsn), 0, (), size=10), 0)
+    return ring
+
+
+def answer(ring: Ring, lsn: int) -> str:
+    found = resume(ring, Position("abcd", 0, Lsn(lsn), 0), FAR, (), TABLE)
+    return found if isinstance(found, str) else ""
+
+
+@pytest.mark.parametrize(
+    ("is_new", "at", "reason"),
+    [
+        (True, 99, SLOT_LOST), (True, 100, TOO_OLD), (True, 199, TOO_OLD), (True, 200, ""), (True, 300, ""),
+        (False, 99, TOO_OLD), (False, 200, ""),
+    ],
+)  # fmt: skip
+def test_what_a_younger_slot_never_had_is_another_cause_than_what_has_left_the_window(
+    is_new: bool, at: int, reason: str
+) -> None:
+    assert answer(window(is_new=is_new), at) == reason
+
+
+@pytest.mark.parametrize(
+    ("skipped", "at", "reason"),
+    [
+        (150, 149, TOO_OLD), (250, 149, POISON_SKIPPED), (250, 249, POISON_SKIPPED), (250, 250, ""),
+        (400, 300, POISON_SKIPPED),
+    ],
+)  # fmt: skip
+def test_what_was_left_out_is_the_cause_as_long_as_the_window_reaches_back_to_it(
+    skipped: int, at: int, reason: str
+) -> None:
+    ring = window()
+    ring.skipped = Lsn(skipped)
+    assert answer(ring, at) == reason
+
+
+def test_another_slot_begins_where_the_first_one_did_not() -> None:
+    ring = window(is_new=True)
+    ring.restart(Lineage("abcd"), 500)
+    assert answer(ring, 99) == TOO_OLD
+    ring.restart(Lineage("abcd"), 600, is_new=True)
+    assert answer(ring, 599) == SLOT_LOST
+
+
+happenings = st.lists(
+    st.tuples(st.sampled_from(["append", "pass", "restart", "new", "skip", "evict", "clear"]), st.integers(1, 50)),
+    max_size=30,
+)
+
+
+@given(happenings, happenings, st.integers(0, 40))
+def test_the_position_of_a_gap_goes_on_with_everything_after_it(
+    before: list[tuple[str, int]], after: list[tuple[str, int]], seen: int
+) -> None:
+    """Of a gap that is told now, and of one that a join is told whose snapshot sees all or some."""
+    ring = Ring(bytes_max=200, seconds=1e9, wal_bytes=1 << 60)
+    lsn = 1000
+
+    def play(happened: list[tuple[str, int]]) -> None:
+        nonlocal lsn
+        for what, size in happened:
+            lsn += 10
+            if what == "append":
+                ring.append(Transaction(lsn, Lsn(lsn), 0, (), size=size), 0)
+            elif what == "pass":
+                ring.pass_by(lsn)
+            elif what in ("restart", "new"):
+                ring.restart(Lineage("abcd"), lsn, is_new=what == "new")
+            elif what == "skip":
+                ring.skipped = Lsn(lsn + 1)
+            elif what == "evict":
+                ring.evict(2e9 if size < 10 else 0)
+            else:
+                ring.clear()
+
+    play([("restart", 1), *before])
+    xmax = lsn + 10 - 10 * seen
+    snapshot = Snapshot(xmax, xmax, frozenset(), lsn, lsn, 1.0)
+    live = [each.commit_lsn for _, each in ring.maybe_live(snapshot, ring.next_sequence)]
+    told, joined = standing(ring, ring.end), standing(ring, ring.before_live(snapshot, ring.next_sequence))
+    last = lsn
+    for position, missed in ((told, []), (joined, live)):
+        found = resume(ring, position, FAR, (), TABLE)
+        if found == POISON_SKIPPED:
+            assert missed, "what lies before that has yet to come"
+            continue
+        assert isinstance(found, Start)
+        assert all(not found.covers(each, 0) for each in missed)
+        assert not found.covers(last + 10, 0)
+    play([each for each in after if each[0] in ("append", "pass")])
+    found = resume(ring, told, FAR, (), TABLE)
+    assert found == TOO_OLD or isinstance(found, Start)
