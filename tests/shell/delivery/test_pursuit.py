@@ -290,6 +290,31 @@ def test_the_only_member_of_an_audience_may_fall_behind_in_the_midst_of_a_transa
     run(main)
 
 
+def test_topics_of_one_socket_wait_for_room_and_not_for_the_next_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One fills it while the other waits for its turn."""
+    monkeypatch.setattr(pursuit_module, "ROOM_BYTES", 2 * FRAME)
+
+    async def main() -> None:
+        world = World()
+        rig = world.rig
+        client = Client(world, (0, 0))
+        first = rig.route(*range(5))
+        start = Start(Lsn(first), -1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.fanout.run)
+            await trio.testing.wait_all_tasks_blocked()
+            for topic in ("realtime:one", "realtime:two"):
+                rig.fanout.resume(client.outbox, rig.key(rig.binding(), topic=topic), [start], 1)
+            for _ in range(20):
+                await trio.testing.wait_all_tasks_blocked()
+                client.read(LIMIT)
+            nursery.cancel_scope.cancel()
+        for topic in ("realtime:one", "realtime:two"):
+            assert [each.ordinal for each in client.got() if each.topic == topic] == [*range(5)]
+
+    run(main)
+
+
 def test_a_window_that_has_moved_on_is_noticed() -> None:
     rig = Rig()
     for number in range(5):

@@ -304,7 +304,7 @@ class Pursuits:
         self._all.pop(pursuit, None)
 
     def _take_turn(self, pursuit: Pursuit) -> bool:
-        """Tell some changes in one write, or let the member go live. False: there is nothing to tell now."""
+        """Tell some changes in one write, or let the member go live. False: nothing is there to tell, room or not."""
         outbox = pursuit.member.outbox
         told = 0
         while told < SLICE_CHANGES and outbox.queued_bytes < ROOM_BYTES and not pursuit.is_over:
@@ -315,8 +315,9 @@ class Pursuits:
             if not count:
                 break
             told += count
+        is_full = outbox.queued_bytes >= ROOM_BYTES  # another topic of the socket was quicker
         outbox.flush()
-        return told > 0
+        return told > 0 or is_full
 
     async def _wait_for_more(self, pursuit: Pursuit) -> None:
         if not pursuit.is_over:
