@@ -131,4 +131,5 @@ def test_the_parts_are_joined() -> None:
     daemon = Daemon(CONFIG)
     assert daemon.pipeline.on_gap == daemon._tell_gap
     assert daemon.pipeline.on_overtaken == daemon._plan_overtaken
+    assert daemon.pipeline.on_anew == daemon.keeper.on_anew == daemon._captured_anew
     assert len(daemon.joins) == 0

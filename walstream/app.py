@@ -32,7 +32,7 @@ from __future__ import annotations
 import gc
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -49,6 +49,7 @@ from walstream.channel.address import parse_networks
 from walstream.channel.origins import Origins
 from walstream.config import Config, secrets_of
 from walstream.errors import ConfigError, WalstreamError
+from walstream.history.plan_log import Anew
 from walstream.history.resume import PLAN_CHANGED, PlanChange
 from walstream.history.ring import Ring
 from walstream.lsn import Lsn
@@ -172,8 +173,6 @@ class Daemon:
         )
         self.report = self._make_report()
         self.mirror = self.pipeline.mirror = self._make_mirror()
-        self.pipeline.on_gap = self._tell_gap
-        self.pipeline.on_overtaken = self._plan_overtaken
         self.expiries = Expiries()
         # Apart as well: policies are the operator's own SQL, and may take their time.
         self.judges = Database(config.database_url, f"{APPLICATION_NAME} (private rooms)", size=2)
@@ -222,7 +221,7 @@ class Daemon:
 
     def _make_pipeline(self, catalog: Catalog, access: TableAccess) -> Pipeline:
         config = self.config
-        return Pipeline(
+        pipeline = Pipeline(
             PipelineSettings(config.schema, config.publication, config.filter_tables),
             catalog=catalog,
             ring=self.ring,
@@ -232,6 +231,10 @@ class Daemon:
             keeper=self.keeper,
             returned=self.heartbeat.returned,
         )
+        pipeline.on_gap = self._tell_gap
+        pipeline.on_overtaken = self._plan_overtaken
+        pipeline.on_anew = self.keeper.on_anew = self._captured_anew
+        return pipeline
 
     def _make_watch(self) -> SlotWatch:
         config = self.config
@@ -377,16 +380,27 @@ class Daemon:
         self.ring.skipped = max(self.ring.skipped, Lsn(commit_lsn + 1))  # its end lies beyond its beginning
         self._tell_gap("poison_skipped")
 
-    def _plan_overtaken(self, change: PlanChange) -> None:
-        """Who went on from before it was told of what this process has read again by a newer plan."""
+    def _captured_anew(self, anew: Anew) -> None:
+        """Who is here now misses what was written before; whoever joins from now on does not."""
+        change = PlanChange(Lsn(anew.position), anew.tables)
+        self.pipeline.expect(anew, self.joins.concerned(lambda wish: change.concerns(0, (wish.schema, wish.table))))
+
+    def _plan_overtaken(self, change: PlanChange, joins: Collection[Hashable]) -> None:
+        """Who went on from before it was told of what this process has read by a newer plan, or not at all."""
         self._tell_gap(
             PLAN_CHANGED,
             lambda wish: wish.since is not None and change.concerns(wish.since.commit_lsn, (wish.schema, wish.table)),
+            joins,
         )
 
-    def _tell_gap(self, reason: str, concerns: Callable[[Wish], bool] = lambda wish: True) -> None:
+    def _tell_gap(
+        self,
+        reason: str,
+        concerns: Callable[[Wish], bool] = lambda wish: True,
+        besides: Collection[Hashable] = (),
+    ) -> None:
         """Changes may be missing before what comes next."""
-        told = self.joins.gap(reason, concerns)
+        told = self.joins.gap(reason, concerns, besides)
         if told:
             log.warning(GAP_TOLD, reason=reason, channels=told)
             self.metrics.gaps.labels(reason).inc(told)

@@ -54,6 +54,22 @@ def _tables(prepared: TestDatabase) -> None:
     prepared.execute(TABLES)
 
 
+def test_what_was_not_published_and_who_writes_to_it_is_told(prepared: TestDatabase) -> None:
+    subscribe(prepared, "public.parted", "public.mixed", "public.indexed")
+    with postgres.connection(prepared.dsn, "walstream tests") as connection:
+        synced = publications.sync_publications(connection, "realtime")
+        writer = prepared.connect(autocommit=False)
+        with writer.cursor() as cursor:
+            cursor.execute("insert into parted values (1, '2026-02-02'); select txid_current() % (1::bigint << 32)")
+            [[xid]] = cursor.fetchall()
+        anew = publications.anew(connection, synced.added)
+        writer.close()
+    assert ("public", "mixed_1") in synced.added, "a partition on its own"
+    assert anew.tables == {("public", "parted"), ("public", "mixed"), ("public", "indexed")}
+    assert anew.writers == {xid}
+    assert sync(prepared).added == ()
+
+
 def subscribe(database: TestDatabase, *names: str) -> None:
     for name in names:
         database.execute("insert into realtime.subscriptions (table_name) values (%s)", (name,))

@@ -9,7 +9,7 @@ import trio
 
 from integration.fixtures.daemon import token
 from integration.fixtures.node import eventually
-from integration.fixtures.ws import phoenix
+from integration.fixtures.ws import PhoenixClient, phoenix
 from integration.wal.conftest import Node
 
 
@@ -127,6 +127,79 @@ def test_a_table_that_comes_back_is_captured_again(node: Node) -> None:
                     pass
 
     trio.run(main)
+
+
+def test_a_table_that_was_made_anew_is_a_gap_for_its_clients_where_rows_may_be_lost(node: Node) -> None:
+    """Until it is published again, which takes seconds, pgoutput leaves its rows out; wal2json knows it by its name."""
+    node.table("t")
+    node.table("witness")
+    is_published_anew = node.daemon.environ["WALSTREAM_DECODER"] == "pgoutput"
+
+    def make_anew() -> None:
+        node.database.execute("drop table t")
+        node.database.execute(
+            "create table t (id bigint primary key, v text); grant select on t to anon; insert into t values (2, 'new')"
+        )
+        if is_published_anew:
+            eventually(lambda: node.is_published("t"))
+
+    async def told(client: PhoenixClient) -> list[object]:
+        """Rows and reasons of gaps until the witness's row."""
+        found: list[object] = []
+        while True:
+            frame = await client.next()
+            if frame.event == "system" and frame.payload.get("event") == "gap":
+                found.append(frame.payload["reason"])
+            elif frame.event == "postgres_changes":
+                if frame.payload["data"]["table"] == "witness":
+                    return found
+                found.append(frame.payload["data"]["record"]["id"])
+
+    async def main() -> None:
+        async with node.client("t", "witness") as client, node.client("witness") as other:
+            node.database.execute("insert into t values (1, 'old')")
+            (first,) = await client.changes(1)
+            await trio.to_thread.run_sync(make_anew)
+            node.database.execute("insert into t values (3, 'newer')")
+            node.database.execute("insert into witness values (1, '')")
+            assert await told(client) == (["plan_changed", 3] if is_published_anew else [2, 3])
+            assert await told(other) == []
+            item = {"event": "*", "schema": "public", "table": "t", "since": first["position"]}
+            await other.subscribe("realtime:back", item)
+            back = (await other.next("system", topic="realtime:back")).payload
+            assert (back["event"], back.get("reason")) == (
+                ("gap", "plan_changed") if is_published_anew else ("resumed", None)
+            )
+
+    trio.run(main)
+
+
+def test_a_table_that_was_made_anew_while_the_daemon_was_down_is_a_gap_where_rows_are_lost(node: Node) -> None:
+    node.table("t")
+
+    async def first() -> str:
+        async with node.client("t") as client:
+            node.database.execute("insert into t values (1, 'old')")
+            return str((await client.changes(1))[0]["position"])
+
+    async def again(since: str) -> tuple[object, object]:
+        async with node.client() as client:
+            await client.subscribe("realtime:t", {"event": "*", "schema": "public", "table": "t", "since": since})
+            node.database.execute("insert into t values (3, 'newer')")
+            told = (await client.next("system")).payload
+            if told["event"] == "resumed" and node.daemon.environ["WALSTREAM_DECODER"] == "pgoutput":
+                told = (await client.next("system")).payload  # it was there before the stream had got so far
+            return told["event"], told.get("reason")
+
+    position = trio.run(first)
+    node.daemon.kill()
+    node.database.execute("drop table t")
+    node.database.execute(
+        "create table t (id bigint primary key, v text); grant select on t to anon; insert into t values (2, 'new')"
+    )
+    node.daemon.start()
+    is_lost = node.daemon.environ["WALSTREAM_DECODER"] == "pgoutput"
+    assert trio.run(again, position) == (("gap", "plan_changed") if is_lost else ("resumed", None))
 
 
 def test_the_plan_may_be_edited_by_sql(node: Node) -> None:

@@ -90,3 +90,23 @@ def test_the_rest_of_a_transaction_that_is_under_way_is_not_told(monkeypatch: py
 
     monkeypatch.setattr(fanout_module, "SLICE_CHANGES", 2)
     scene(main)
+
+
+def test_who_was_concerned_is_told_though_others_have_joined_since() -> None:
+    async def main(rig: Rig) -> None:
+        owner = Owner(rig)
+        early = rig.ask(owner, ALL)
+        other = rig.ask(owner, ALL.replace(b"things", b"nothing"))
+        await wait_all_tasks_blocked()
+        concerned = rig.joins.concerned(lambda wish: wish.means(("public", "things")))
+        late = rig.ask(owner, ALL)
+        await wait_all_tasks_blocked()
+        assert rig.joins.gap("plan_changed", lambda wish: False, concerned) == 1
+        told = {
+            serial: [each.get("reason") for each in owner.details.get(serial, [])] for serial in (early, other, late)
+        }
+        assert told == {early: ["plan_changed"], other: [], late: []}
+        owner.leave(early)
+        assert rig.joins.gap("plan_changed", lambda wish: False, concerned) == 0
+
+    scene(main, World(tables=("things", "nothing")))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tests.shell.wal.test_pipeline import Rig, insert, planned, scene
 from walstream.capture.plan import Plan, subscription_row
+from walstream.history.plan_log import CHANGES_MAX
 from walstream.history.resume import PlanChange
 from walstream.lsn import Lsn
 from walstream.model import Begin, Operation, Snapshot
-from walstream.shell.wal.pipeline import PLAN_CHANGES_MAX
 
 LOADED = Snapshot(50, 50, frozenset(), 10_000, 10_000, 1.0)
 """With which the plan was loaded: what is read again lies before it."""
@@ -42,7 +42,7 @@ def test_a_change_of_the_plan_that_is_read_again_has_overtaken_what_was_committe
     async def main(rig: Rig) -> None:
         told: list[PlanChange] = []
 
-        def tell(change: PlanChange) -> None:
+        def tell(change: PlanChange, joins: object) -> None:
             told.append(change)
             assert rig.ring.end == change.commit_lsn, "the position of the gap is not before it"
 
@@ -76,9 +76,9 @@ def test_a_stream_that_goes_on_obeys_the_plan_as_of_what_was_read_last() -> None
 
 def test_the_changes_that_are_remembered_are_bounded_and_none_is_forgotten() -> None:
     async def main(rig: Rig) -> None:
-        ends = [await rig.transaction(planned(f"public.t{at % 2}", id=f"{at}")) for at in range(PLAN_CHANGES_MAX + 2)]
+        ends = [await rig.transaction(planned(f"public.t{at % 2}", id=f"{at}")) for at in range(CHANGES_MAX + 2)]
         changes = rig.pipeline.plan_changes
-        assert len(changes) == PLAN_CHANGES_MAX
+        assert len(changes) == CHANGES_MAX
         assert [change.commit_lsn for change in changes] == ends[2:]
         for table in ("t0", "t1"):
             assert any(change.concerns(ends[1], ("public", table)) for change in list(changes)[:1])

@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from tests.support import run
 from walstream.capture.plan import Plan, subscription_row
 from walstream.errors import DatabaseUnreachable
+from walstream.history.plan_log import Anew
 from walstream.shell.database import publications
 from walstream.shell.database.postgres import Database
 from walstream.shell.database.publications import Synced
@@ -25,6 +26,8 @@ class Base:
         self.looks = 0
         self.failures = 0
         self.missing: tuple[tuple[str, str], ...] = ()
+        self.executed: tuple[str, ...] = ()
+        self.added: tuple[tuple[str, str], ...] = ()
         self.keeper = PublicationKeeper(cast(Database, self), "realtime")
         self.keeper.is_needed = True
 
@@ -33,13 +36,16 @@ class Base:
         if self.failures:
             self.failures -= 1
             raise DatabaseUnreachable("away")
-        with mock.patch.object(publications, "sync_publications", self._sync):
+        with (
+            mock.patch.object(publications, "sync_publications", self._sync),
+            mock.patch.object(publications, "anew", lambda _, tables: Anew(frozenset(tables), 900)),
+        ):
             return work(None)
 
     def _sync(self, connection: object, schema: str) -> Synced:
         assert schema == "realtime"
         self.looks += 1
-        return Synced((), self.missing)
+        return Synced(self.executed, self.missing, self.added)
 
 
 def plan(*tables: str) -> Plan:
@@ -105,6 +111,22 @@ def test_a_plan_is_followed_at_once_and_looked_after() -> None:
         assert base.looks == 1
         await trio.sleep(LOOK_SECONDS * 3.5)
         assert base.looks == 4
+
+    scene(main)
+
+
+def test_tables_that_were_not_published_are_told_unless_a_new_slot_begins_anyway() -> None:
+    async def main(base: Base) -> None:
+        told: list[object] = []
+        base.keeper.on_anew, base.keeper.on_made = told.append, told.append
+        await base.keeper.settle(plan("public.t"), [1])
+        assert told == []
+        base.added = (("public", "t"),)
+        await base.keeper.settle(plan("public.t"), [2])
+        assert told == [Anew(frozenset(base.added), 900)]
+        base.executed = ('create publication "walstream_all" with (publish = 1)',)
+        await base.keeper.settle(plan("public.t"), [3])
+        assert told[1:] == [("walstream_all",)]
 
     scene(main)
 

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from walstream.errors import DatabaseRefused, DatabaseUnreachable, WalstreamError
 from walstream.history.lineage import Lineage
+from walstream.history.plan_log import Anew
 from walstream.lsn import Lsn
 from walstream.shell.database import publications, slots
 from walstream.shell.database.publications import Synced
@@ -46,6 +47,7 @@ class Prepared:
             mock.patch.object(slots, "drop", self._drop),
             mock.patch.object(slots, "create", self._create),
             mock.patch.object(publications, "sync_publications", self._publish),
+            mock.patch.object(publications, "anew", lambda _, tables: Anew(frozenset(tables), 900)),
         ):
             return self.keeper.prepare(connection)
 
@@ -192,6 +194,15 @@ def test_a_slot_whose_publications_are_gone_is_made_anew() -> None:
     prepared = Prepared(slot(plugin="pgoutput"), "pgoutput")
     prepared.published = Synced(('create publication "walstream_all" with (publish = 1)',), ())
     assert turns(prepared) == ["unpublished", "created"]
+
+
+def test_tables_that_had_to_be_published_are_told_with_the_stream() -> None:
+    prepared = Prepared(slot(plugin="pgoutput"), "pgoutput")
+    prepared.published = Synced(("alter publication",), (), (("public", "t"),))
+    stream, _ = prepared.ask()
+    assert stream.anew == Anew(frozenset({("public", "t")}), 900)
+    prepared.published = Synced((), ())
+    assert prepared.ask()[0].anew is None
 
 
 def test_our_own_process_that_has_not_noticed_is_ended() -> None:

@@ -7,7 +7,7 @@ changes are live is explained in docs/discussion/live-from.md.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -148,17 +148,26 @@ class Joins:
         """Joins whose changes are delivered."""
         return len(self._joined)
 
-    def gap(self, reason: str, concerns: Callable[[Wish], bool] = lambda wish: True) -> int:
+    def concerned(self, change: Callable[[Wish], bool]) -> frozenset[JoinKey]:
+        """Joins with an item that something concerns, whose changes are delivered now."""
+        return frozenset(key for key, joined in self._joined.items() if any(map(change, joined.asked.wishes)))
+
+    def gap(
+        self,
+        reason: str,
+        concerns: Callable[[Wish], bool] = lambda wish: True,
+        besides: Collection[Hashable] = (),
+    ) -> int:
         """Tell everybody with an item that it concerns that changes may be missing. Returns how many joins that are.
 
-        What they get afterwards is whole transactions, from the next one on that is read. ``reason``: one of
-        docs/reference/protocol.md.
+        What they get afterwards is whole transactions, from the next one on that is read. ``besides``: joins that are
+        told, too, if they are still there. ``reason``: one of docs/reference/protocol.md.
         """
         self._gaps += 1
         told = 0
         details = {"event": "gap", "reason": reason, "position": str(standing(self._ring, self._ring.end))}
         for key, joined in list(self._joined.items()):
-            if not any(map(concerns, joined.asked.wishes)):
+            if key not in besides and not any(map(concerns, joined.asked.wishes)):
                 continue
             told += 1
             if not self._snapshots.abandon(key, reason):

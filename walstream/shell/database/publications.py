@@ -15,13 +15,36 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812 - classes, under names that tell them from values
 from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
+from walstream.history.plan_log import Anew
+from walstream.lsn import Lsn
 from walstream.shell.database import roles, tables
+from walstream.shell.database.rows import scalar
 from walstream.shell.database.tables import Table
 
 ALL = "walstream_all"
 INSERT_ONLY = "walstream_insert"
 NAMES = (ALL, INSERT_ONLY)
 LOCK_TIMEOUT = "5s"
+
+# The xids of transactions that may write to a table, or to a partition of it.
+_WRITTEN = """
+select n.nspname, c.relname, array(
+    select held.transactionid::text::bigint
+      from pg_catalog.pg_locks written
+      join pg_catalog.pg_locks held on held.virtualtransaction = written.virtualtransaction
+     where written.locktype = 'relation' and written.mode = 'RowExclusiveLock'
+       and written.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
+       and (written.relation = c.oid or written.relation in (select relid from pg_catalog.pg_partition_tree(c.oid)))
+       and held.locktype = 'transactionid' and held.mode = 'ExclusiveLock'
+  )
+  from pg_catalog.pg_class c
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where c.oid in (
+    select coalesce(pg_catalog.pg_partition_root(named.oid), named.oid)
+      from unnest(%s::text[], %s::text[]) as names (schema, name)
+     cross join pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', names.schema, names.name)) as named (oid)
+ )
+"""
 
 PUBLISH = {ALL: "insert, update, delete, truncate", INSERT_ONLY: "insert, truncate"}
 _OWN = {ALL: ("subscriptions", "channels", "channel_members"), INSERT_ONLY: ("messages",)}
@@ -31,10 +54,14 @@ Name = tuple[str, str]
 
 
 class Synced(NamedTuple):
-    """``executed``: statements that ran. ``missing``: those that were refused, with the refusal, for somebody else."""
+    """``executed``: statements that ran. ``missing``: those that were refused, with the refusal, for somebody else.
+
+    ``added``: tables that were in neither publication, none of them walstream's own.
+    """
 
     executed: tuple[str, ...]
     missing: tuple[tuple[str, str], ...]
+    added: tuple[Name, ...] = ()
 
     @property
     def made(self) -> tuple[str, ...]:
@@ -108,6 +135,7 @@ def _sync(connection: Connection, schema: str) -> Synced:
         cursor.execute(
             "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('walstream publications', 0))"
         )
+        before = _members(cursor)
         for statements in _plan(connection, cursor, schema):
             for statement in statements:
                 refused = roles.attempt(cursor, statement)
@@ -118,8 +146,9 @@ def _sync(connection: Connection, schema: str) -> Synced:
                 missing.append((text, (refused.diag.message_primary or str(refused)).strip()))
                 if text.startswith("create"):
                     break  # nothing can be added to it
+        added = {name for name in _members(cursor) - before if name[0] != schema} if executed else ()
         _give_to_owner(cursor)
-    return Synced(tuple(executed), tuple(missing))
+    return Synced(tuple(executed), tuple(missing), tuple(sorted(added)))
 
 
 def _plan(connection: Connection, cursor: Cursor, schema: str) -> list[Sequence[sql.Composed]]:
@@ -142,6 +171,27 @@ def _plan(connection: Connection, cursor: Cursor, schema: str) -> list[Sequence[
                 statements.append(alter.format(name, sql.SQL(verb), sql.Identifier(*table)))
         plan.append(statements)
     return plan
+
+
+def _members(cursor: Cursor) -> set[Name]:
+    """The tables of both."""
+    return {table for publication in NAMES for table in members_now(cursor, publication) or ()}
+
+
+def anew(connection: Connection, tables: Iterable[Name]) -> Anew:
+    """What the stream does not bring of tables that have just been published, as clients know them.
+
+    To be asked when that is committed. Raises psycopg2.Error.
+    """
+    schemas, names = zip(*tables, strict=True)
+    with connection.cursor() as cursor:
+        cursor.execute(_WRITTEN, (list(schemas), list(names)))
+        found = cursor.fetchall()
+        # Read last: who has ended since has done so before it.
+        cursor.execute("select pg_catalog.pg_current_wal_insert_lsn()::text")
+        position = Lsn.parse(scalar(cursor))
+    writers = frozenset(xid for _, _, xids in found for xid in xids)
+    return Anew(frozenset((schema, name) for schema, name, _ in found), position, writers)
 
 
 def members_now(cursor: Cursor, publication: str) -> set[Name] | None:

@@ -6,8 +6,7 @@ for as many messages as the reader hands over. Reading the slot is ``wal_reader`
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -20,6 +19,7 @@ from walstream.capture.tally import Tally
 from walstream.decoder import MESSAGE_PREFIX, Decoder
 from walstream.errors import DecodeError, EnvironmentFailure, Invariant
 from walstream.history.assemble import Assembler
+from walstream.history.plan_log import Anew, PlanLog
 from walstream.history.resume import PlanChange
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live, settled
@@ -60,9 +60,6 @@ if TYPE_CHECKING:
 BATCH_BYTES: Final = 64 * 1024
 EVICT_SECONDS: Final = 1.0
 ADMISSIONS_MAX: Final = 4096
-PLAN_CHANGES_MAX: Final = 1000
-"""Changes of the plan that are remembered while nothing leaves the window; of more the oldest is about any table."""
-
 MISSES_MAX: Final = 20
 """Rounds of loading for one message: relation, its types, the types inside them, the filter's literals."""
 
@@ -98,7 +95,8 @@ class Pipeline:
 
     ``returned``: called with the content of each transactional message of ours. What the slot keeps back is told by
     who watches it, through ``slot_seen``. ``on_gap`` gets a reason when changes may be missing before what comes next,
-    and ``on_overtaken`` a change of the plan before which what was captured is not what should have been.
+    and ``on_overtaken`` a change of the plan before which what was captured is not what should have been, with joins
+    that it concerns besides those that resumed from before it. ``on_anew`` gets tables that are captured anew.
     ``feed``: who is told of channels, members and stored messages; to be set before the first stream.
     """
 
@@ -118,7 +116,8 @@ class Pipeline:
         self.tally = Tally()
         self.changes_in = 0
         self.on_gap: Callable[[str], object] = lambda reason: None
-        self.on_overtaken: Callable[[PlanChange], object] = lambda change: None
+        self.on_overtaken: Callable[[PlanChange, Collection[Hashable]], object] = lambda change, joins: None
+        self.on_anew: Callable[[Anew], object] = lambda anew: None
         self.mirror: NotifyMirror | None = None
         self.feed: WalFeed | None = None
         self._settings = settings
@@ -148,7 +147,7 @@ class Pipeline:
         self._restart_lsn = self._wal_end = 0
         self._evict_at = 0.0
         self._faulty: frozenset[Fault] = frozenset()
-        self._plan_changes: deque[PlanChange] = deque()  # inside the window
+        self._plan_log = PlanLog(ring)
 
     # -- the stream
 
@@ -175,9 +174,11 @@ class Pipeline:
             self._ring.restart(stream.lineage, start, is_new=is_new)
             # Should the slot go back, what was delivered, and is of this history, is still known.
             self._ring.newest = max(newest, self._ring.newest)
-            self._plan_changes.clear()
+            self._plan_log.clear()
             self.on_gap(gap or "slot_lost")
         self._ring.lineage = stream.lineage
+        if stream.anew is not None:
+            self.on_anew(stream.anew)
         self._fanout.server_started(stream.server_start)
         self._server_start = stream.server_start
         self._keeper.is_needed = stream.plugin == "pgoutput"
@@ -429,6 +430,8 @@ class Pipeline:
         if ring.is_known(transaction.commit_lsn):
             self.tally.forget()
             return
+        for change, joins in self._plan_log.reached(transaction):
+            self.on_overtaken(change, joins)
         self.tally.commit(transaction.commit_at)
         overtaken = self._change_plan(transaction) if transaction.control else None
         if self.feed is not None:
@@ -444,7 +447,7 @@ class Pipeline:
         else:
             ring.pass_by(transaction.commit_lsn)
         if overtaken is not None:
-            self.on_overtaken(overtaken)  # what is told afterwards comes after it
+            self.on_overtaken(overtaken, ())  # what is told afterwards comes after it
 
     def _is_news(self, transaction: Transaction) -> bool:
         """Whether it was committed since this process began, so that no other has told of it."""
@@ -465,7 +468,7 @@ class Pipeline:
             return None
         tables = plan_source.concerned(changes)
         if tables:
-            self._remember(PlanChange(transaction.commit_lsn, tables))
+            self._plan_log.add(PlanChange(transaction.commit_lsn, tables))
         since = self._plan_snapshot
         # Settled first: xids come round, and a plan may have been loaded years ago.
         if (
@@ -474,24 +477,19 @@ class Pipeline:
             and not is_live(transaction, since, self._server_start)
         ):
             # Read again after a restart: what came before it was captured by the plan of now.
-            return self._plan_changes[-1] if tables else None
+            return PlanChange(transaction.commit_lsn, tables) if tables else None
         self._use(plan_source.applied(self.plan, changes))
         log.info(PLAN_CHANGED, rows=len(self.plan.rows), lsn=str(transaction.commit_lsn))
         return None
 
-    def _remember(self, change: PlanChange) -> None:
-        changes = self._plan_changes
-        changes.append(change)
-        if len(changes) > PLAN_CHANGES_MAX:
-            changes.popleft()
-            changes[0] = PlanChange(changes[0].commit_lsn, frozenset({("*", "*")}))
-
     @property
     def plan_changes(self) -> Sequence[PlanChange]:
-        """Changes of the plan that are younger than the oldest transaction in the window."""
-        while self._plan_changes and self._plan_changes[0].commit_lsn <= self._ring.floor:
-            self._plan_changes.popleft()
-        return self._plan_changes
+        """See ``Plans.plan_changes``."""
+        return self._plan_log.changes
+
+    def expect(self, anew: Anew, joins: Collection[Hashable]) -> None:
+        """Tables are captured anew: ``on_overtaken`` when the stream is there. ``joins``: those that are concerned."""
+        self._plan_log.expect(anew, joins)
 
     @property
     def lacks_generated(self) -> bool:

@@ -14,8 +14,10 @@ import trio
 
 from walstream.capture.plan import Plan, SubscriptionRow
 from walstream.errors import WalstreamError
+from walstream.history.plan_log import Anew
 from walstream.shell.database import publications
-from walstream.shell.database.postgres import Database
+from walstream.shell.database.postgres import Database, PgConnection
+from walstream.shell.database.publications import Name, Synced
 from walstream.telemetry.log import PUBLICATIONS_BEHIND
 
 LOOK_SECONDS: Final = 5.0
@@ -37,11 +39,14 @@ class PublicationKeeper:
         self.is_needed = False
         self.on_made: Callable[[Collection[str]], object] = lambda names: None
         """Called when publications had been dropped and were made again: what was written meanwhile is in none."""
+        self.on_anew: Callable[[Anew], object] = lambda anew: None
+        """Called when tables were published that had not been: what was written to them before does not come."""
         self._database = database
         self._schema = schema
         self._plan: Plan | None = None
         self._published: tuple[SubscriptionRow, ...] | None = None
         self._tables: frozenset[int] = frozenset()  # a table that is dropped and made anew has another OID
+        self._added: set[Name] = set()  # of which it is not known yet what was written before
         self._altering = trio.Lock()
         self._changed = trio.Event()
         self._said: frozenset[str] = frozenset()
@@ -83,14 +88,23 @@ class PublicationKeeper:
 
     async def _alter(self) -> bool:
         """Returns whether all is published that should be."""
-        synced = await self._database.run(lambda connection: publications.sync_publications(connection, self._schema))
+        synced, anew = await self._database.run(self._sync)
         if synced.made:
             self.on_made(synced.made)
+        elif anew is not None:
+            self.on_anew(anew)
         for statement, refusal in synced.missing:
             self._say(refusal, statement)
         if synced.complete:
             self._said = frozenset()
         return synced.complete
+
+    def _sync(self, connection: PgConnection) -> tuple[Synced, Anew | None]:
+        synced = publications.sync_publications(connection, self._schema)
+        self._added |= set(synced.added)
+        anew = publications.anew(connection, self._added) if self._added else None
+        self._added.clear()
+        return synced, anew
 
     def _say(self, error: str, repair: str) -> None:
         if error not in self._said:

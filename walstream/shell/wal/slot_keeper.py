@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from walstream.decoder import DECODERS
 from walstream.errors import DatabaseRefused, DatabaseUnreachable
 from walstream.history.lineage import Lineage
+from walstream.history.plan_log import Anew
 from walstream.lsn import Lsn
 from walstream.shell.database import publications, slots, timelines
 from walstream.shell.database.rows import only
@@ -38,7 +39,8 @@ class Stream(NamedTuple):
     ``lineage``: of who answers. ``server_start``: seconds since the epoch. ``is_new_slot``: whatever was
     committed before now is not in it. ``confirmed``: nothing that ends before it comes. ``wal_end``: how far the
     server's WAL goes; both 0 if unknown. ``turns``: what became of the slot, each with details. ``gap``: why what
-    was read before has no continuation here, in the word that clients are told; "" where it has.
+    was read before has no continuation here, in the word that clients are told; "" where it has. ``anew``: tables that
+    had to be published before it.
     """
 
     plugin: str
@@ -49,6 +51,7 @@ class Stream(NamedTuple):
     wal_end: Lsn = Lsn(0)
     turns: tuple[tuple[str, str], ...] = ()
     gap: str = ""
+    anew: Anew | None = None
 
 
 class Read(NamedTuple):
@@ -94,6 +97,7 @@ class SlotKeeper:
         self._known = False  # there was a slot of ours: if it is missing later, somebody dropped it
         self._unwanted: tuple[str, str] | None = None
         self._turns: list[tuple[str, str]] = []  # not told yet: what was begun may fail before it is done
+        self._anew: Anew | None = None  # the same
         self._server_start = 0.0
         self._origin = ("", 0)  # system and timeline of the lineage
         self._lineage = Lineage()
@@ -131,7 +135,7 @@ class SlotKeeper:
             self._origin = system, timeline
         blank = Stream("", self._lineage, started, is_new_slot=False)
         stream = self._slot(opened, database, blank)
-        stream, self._turns = stream._replace(turns=tuple(self._turns)), []
+        stream, self._turns, self._anew = stream._replace(turns=tuple(self._turns), anew=self._anew), [], None
         return stream, timeout
 
     def _slot(self, opened: PgConnection, database: str, blank: Stream) -> Stream:
@@ -178,8 +182,10 @@ class SlotKeeper:
         """Let the publications follow the plan. One that had to be made means nothing for the WAL before it."""
         if slot.plugin != "pgoutput":
             return None
-        made = publications.sync_publications(opened, self._reading.schema).made
-        return ("unpublished", f"{', '.join(made)} was not there") if made else None
+        synced = publications.sync_publications(opened, self._reading.schema)
+        if synced.added:
+            self._anew = publications.anew(opened, {*synced.added, *(self._anew.tables if self._anew else ())})
+        return ("unpublished", f"{', '.join(synced.made)} was not there") if synced.made else None
 
     def _check(self, slot: slots.Slot, database: str) -> None:
         """Raises DatabaseRefused for a slot that is not for us, which is then left alone whatever its state.

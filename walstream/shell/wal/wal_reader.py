@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from walstream.errors import DatabaseRefused, DatabaseUnreachable, DecodeError, EnvironmentFailure, WalstreamError
+from walstream.history.plan_log import Anew
 from walstream.lsn import Lsn
 from walstream.model import CatalogMiss
 from walstream.shell.database import slots
@@ -175,6 +176,7 @@ class WalReader:
         self._keeper = SlotKeeper(reading)
         self._read_to = Read("", 0)
         self._gap = ""  # of a stream that could not be opened
+        self._anew: Anew | None = None  # the same
         self.life = SlotLife(reading.slot, health, metrics)
         self.poison = Poison(self._database, metrics, slot=reading.slot, schema=reading.schema)
         self._plugin = ""
@@ -234,7 +236,7 @@ class WalReader:
             self._database.forget_idle()
         stream = self._judge(stream)
         options = await self._sink.open(stream)
-        self._gap = ""
+        self._gap, self._anew = "", None
         # No thread is waited for where we are cancelled: connecting may take long, and creating a slot hours.
         opened = await trio.to_thread.run_sync(self._open, abandon_on_cancel=True)
         self._keeper.own_pid = opened.info.backend_pid
@@ -302,8 +304,8 @@ class WalReader:
         elif lineage.cluster != self._read_to.cluster:
             left = lineage.ancestors[self._read_to.cluster]
             self._read_to = Read(lineage.cluster, min(self._read_to.position, left))
-        stream = stream._replace(gap=stream.gap or self._gap)
-        self._gap = stream.gap
+        stream = stream._replace(gap=stream.gap or self._gap, anew=stream.anew or self._anew)
+        self._gap, self._anew = stream.gap, stream.anew
         for turn, detail in stream.turns:
             self.life.tell(turn, detail)
         return stream
