@@ -83,7 +83,7 @@ from walstream.shell.clients.sockets import REASON_DRAIN, SERVICE_RESTART
 from walstream.shell.clients.tls_files import TlsFiles, make_context
 from walstream.shell.database.access import TableAccess
 from walstream.shell.database.channel_rows import Rows
-from walstream.shell.database.postgres import Database, PgConnection, connect
+from walstream.shell.database.postgres import Database, PgConnection, connect, cut_lost
 from walstream.shell.delivery.doubts import Doubts
 from walstream.shell.delivery.fanout import Fanout
 from walstream.shell.delivery.judge import SESSIONS, Judge
@@ -145,21 +145,14 @@ class Daemon:
         )
         self.keeper = PublicationKeeper(self.database, config.schema)
         self.pipeline = self._make_pipeline(catalog, access)
-        reading = Reading(config.database_url, config.slot, config.decoder, config.schema)
-        self.reader = WalReader(
-            reading,
-            self.pipeline,
-            self.health,
-            self.metrics,
-            trailing=lambda: not self.watch.must_not_trail,
-            started=self._stream_started,
-        )
+        self.reader = self._make_reader()
         self.keeper.on_made = lambda names: self.reader.renew("unpublished", f"{', '.join(names)} had been dropped")
         self.reader.poison.policy = config.poison
         self.reader.poison.on_skipped = self._skipped
         self.reader.life.on_turn = self._slot_turned
         self._away = trio.Event()
         self.watch = self._make_watch()
+        self.watch.ask_also = lambda connection: cut_lost(connection, self.pools)
         self.watch.gauge.own_bytes = config.wal_budget_bytes
         self.joins = Joins(
             database=self.database,
@@ -188,6 +181,7 @@ class Daemon:
         self.guests = ConnectionReport(self.books, config.schema, self.health.node, config.heartbeat_seconds)
         self.edge = self._make_edge()
         self.reload = Reload(config, self._steps())
+        self.pools = self.database, self.books, self.judges, self.judging, self.writer, self.slots
         self._watch_numbers()
 
     def _make_judge(self, catalog: Catalog) -> Judge:
@@ -235,6 +229,19 @@ class Daemon:
         pipeline.on_overtaken = self._plan_overtaken
         pipeline.on_anew = self.keeper.on_anew = self._captured_anew
         return pipeline
+
+    def _make_reader(self) -> WalReader:
+        config = self.config
+        self.slots = Database(config.database_url, APPLICATION_NAME, size=1)
+        return WalReader(
+            Reading(config.database_url, config.slot, config.decoder, config.schema),
+            self.pipeline,
+            self.health,
+            self.metrics,
+            trailing=lambda: not self.watch.must_not_trail,
+            started=self._stream_started,
+            database=self.slots,
+        )
 
     def _make_watch(self) -> SlotWatch:
         config = self.config
@@ -357,6 +364,9 @@ class Daemon:
         self.heartbeat.beat_now()
 
     def _slot_seen(self, look: Look | None) -> None:
+        if self.reader.held_by(look and look.active_pid):
+            for pool in self.pools:
+                pool.forget_idle()  # they went the same way
         self.ring.wal_bytes = self.watch.wal_bytes
         restart = self.watch.restart_lsn
         retained = look.retained_bytes if look is not None else None
@@ -443,11 +453,8 @@ class Daemon:
                 listen=[f"{host}:{port}" for host, port in addresses],
                 slot=self.config.slot,
             )
-        await self.writer.aclose()
-        await self.books.aclose()
-        await self.judges.aclose()
-        await self.judging.aclose()
-        await self.database.aclose()
+        for pool in self.pools:
+            await pool.aclose()
         log.info(SERVER_STOPPED)
 
     async def _stop_on_signals(

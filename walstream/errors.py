@@ -10,6 +10,7 @@
     ├── ConfigError          the operator's configuration is wrong: refuse to start
     ├── EnvironmentFailure   PostgreSQL or the network: retry or tell the operator
     │   ├── DatabaseUnreachable   no connection to be had, or it was lost
+    │   │   └── DatabaseSilent        no answer came in time
     │   ├── DatabaseRefused       the server answered with an error that needs a repair
     │   ├── NotFound              the named table, slot, subscription, channel … does not exist
     │   └── Conflict              what is there stands against it: a name is taken, a channel full
@@ -106,6 +107,12 @@ class DatabaseUnreachable(EnvironmentFailure):
     """No connection to PostgreSQL, or the connection was lost."""
 
     code = "database_unreachable"
+
+
+class DatabaseSilent(DatabaseUnreachable):
+    """PostgreSQL did not answer in time: it is slow, or something between us has lost the connection."""
+
+    code = "database_silent"
 
 
 class DatabaseRefused(EnvironmentFailure):

@@ -70,13 +70,17 @@ class Proxy:
 
         self._do(cut)
 
-    def half_open(self) -> None:
-        """The far sides are gone, and the near sides are not told: what they send vanishes."""
+    def half_open(self, is_gone: Callable[[], bool] = lambda: True) -> None:
+        """What comes on the connections of now is taken, and vanishes; nobody is told.
+
+        ``is_gone`` is asked for each: the far side ends, or it stays and is treated like the near one.
+        """
 
         def cut() -> None:
             for pair in self._pairs:
                 pair.is_half_open = True
-                pair.far.socket.close()
+                if is_gone():
+                    pair.far.socket.close()
 
         self._do(cut)
 

@@ -33,6 +33,8 @@ Round = Callable[[Lab, random.Random], None]
 DISK_BYTES = 4 << 20
 NOTICED_SECONDS = 2.0
 """A walsender that was ended is replaced within this."""
+SILENT_SECONDS = 20.0
+"""A stream that something between has lost is replaced within this, where the server's patience is 6 s."""
 TAKE_OVER_SECONDS = 5.0
 """A slot that is free is taken over by a standby, and new events are delivered, within this."""
 
@@ -270,6 +272,29 @@ def cut_the_database_off(lab: Lab, rng: random.Random) -> None:
     lab.until_streaming()
 
 
+def answer_for_the_database(lab: Lab, rng: random.Random) -> None:
+    """What stands between takes what both sides send, and is silent; of some connections the server's side is gone.
+
+    Connections to come pass.
+    """
+    proxy = lab.database_proxy
+    assert proxy is not None
+    lab.write(rng.uniform(0.2, 1.0))
+    before = _walsender(lab)
+    begun = time.monotonic()
+    proxy.half_open(lambda: rng.random() < 0.5)
+    eventually(lambda: _walsender(lab) not in (None, before), seconds=60)
+    lab.timings.append(Timing("another stream", time.monotonic() - begun, SILENT_SECONDS))
+    eventually(lambda: '"ready"' in ready(lab))
+    lab.faults += 1
+
+
+def _walsender(lab: Lab) -> int | None:
+    """PostgreSQL's process that streams from the daemon's slot."""
+    rows = lab.database.query("select active_pid from pg_replication_slots where slot_name = %s", (lab.daemon.slot,))
+    return rows[0][0] if rows else None
+
+
 def cut_the_clients_off(lab: Lab, rng: random.Random) -> None:
     """The same between the clients and the daemon, and half-open: the client hears nothing more, and is not told."""
     proxy = lab.client_proxy
@@ -331,8 +356,7 @@ def occupy_the_slot(lab: Lab, rng: random.Random) -> None:
             other.kill()
             raise
     try:
-        (pid,) = lab.database.query("select active_pid from pg_replication_slots where slot_name = %s",
-                                    (lab.daemon.slot,))[0]  # fmt: skip
+        pid = _walsender(lab)
         eventually(lambda: f"process {pid}" in ready(lab))
         lab.write(rng.uniform(0.5, 1.5))
     finally:
@@ -472,6 +496,7 @@ SCENARIOS = (
     Scenario("server flapping", "34", let_the_server_flap, own_server=True, share=0.1),
     Scenario("walsender ended", "6", end_the_walsender, share=0.1),
     Scenario("database behind a bad network", "9", cut_the_database_off, {"through_proxy": True}, share=0.1),
+    Scenario("database behind a silent proxy", "9", answer_for_the_database, {"through_proxy": True}, share=0.1),
     Scenario("clients behind a bad network", "9", cut_the_clients_off, {"through_proxy": True}, share=0.1),
     Scenario("client stalled", "28", stall_a_client,
              {"environ": {"WALSTREAM_OUTBOX_BYTES": "2MiB"}, "rate": 1000.0}, share=0.1),

@@ -39,6 +39,10 @@ class FakeCursor:
         row, self._row = self._row, None
         return row
 
+    def fetchall(self) -> list[Sequence[object]]:
+        row = self.fetchone()
+        return [] if row is None else [row]
+
 
 class _Info:
     backend_pid = 1

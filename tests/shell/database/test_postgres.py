@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from tests.shell.database_support import FakeConnection, server_error
 from tests.support import run
 from walstream.errors import DatabaseRefused, DatabaseUnreachable, EnvironmentFailure
 from walstream.shell.database import postgres
-from walstream.shell.database.postgres import PINNED, Database, PgConnection, connect, connection, translate
+from walstream.shell.database.postgres import PINNED, Database, PgConnection, connect, connection, cut_lost, translate
 
 REFUSED = [
     ("42501", 'permission denied for output plugin "wal2json"', "plugin_refused"),
@@ -245,3 +246,60 @@ def test_cancelling_cancels_the_statement_and_gives_the_connection_up(opened: Op
 
     with_database(scene)
     assert len(opened.connections) == 2
+
+
+def test_a_statement_of_which_the_server_knows_nothing_is_cut(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that waits for the answer gets an error; what is idle went the same way."""
+    asking = FakeConnection(usual=(FakeConnection().info.backend_pid,))
+    ours, theirs = socket.socketpair()
+    together, begun = threading.Barrier(2, timeout=20), threading.Event()
+
+    def hang(using: Any) -> None:
+        using.descriptor = ours.fileno()
+        begun.set()
+        assert ours.recv(1) == b""  # until somebody ends the socket
+        raise psycopg2.OperationalError("cut")
+
+    async def scene(database: Database) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(database.run, lambda _: together.wait())
+        async with trio.open_nursery() as nursery:
+
+            async def fails() -> None:
+                with pytest.raises(DatabaseUnreachable, match="cut"):
+                    await database.run(hang)
+
+            nursery.start_soon(fails)
+            await trio.to_thread.run_sync(begun.wait, 20)
+            cut_lost(asking.as_connection(), [database])
+            assert not asking.executed, "nothing is overdue"
+            monkeypatch.setattr(postgres, "OVERDUE_SECONDS", -1.0)
+            cut_lost(asking.as_connection(), [database])
+        assert [connection.closed for connection in opened.connections].count(1) == 1
+        assert database.overdue() == []
+
+    with ours, theirs:
+        with_database(scene)
+
+
+def test_cancelling_lets_the_thread_go(opened: Opened) -> None:
+    """Where the answer to the cancelled statement is lost as well, it would wait for ever."""
+    ours, theirs = socket.socketpair()
+    begun, ended = threading.Event(), threading.Event()
+
+    def hang(using: Any) -> None:
+        using.descriptor = ours.fileno()
+        begun.set()
+        ours.recv(1)
+        ended.set()
+
+    async def scene(database: Database) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(database.run, hang)
+            await trio.to_thread.run_sync(begun.wait, 20)
+            nursery.cancel_scope.cancel()
+        assert await trio.to_thread.run_sync(ended.wait, 20)
+
+    with ours, theirs:
+        with_database(scene)

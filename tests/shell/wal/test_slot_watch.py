@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import structlog.testing
@@ -19,7 +20,7 @@ from walstream.history.budget import Budget
 from walstream.lsn import Lsn
 from walstream.shell.database.postgres import PgConnection
 from walstream.shell.health import Health
-from walstream.shell.wal.slot_watch import SLACK_BYTES, Look, SlotWatch
+from walstream.shell.wal.slot_watch import ANSWER_SECONDS, SLACK_BYTES, Look, SlotWatch
 from walstream.telemetry.log import SLOT_FELL_BEHIND, STREAM_HELD_COMMITS
 from walstream.telemetry.metrics import Metrics
 
@@ -276,6 +277,44 @@ def test_a_refused_question_is_not_the_servers_end(server: Server) -> None:
         await on.watch.looked()
 
     assert watching(server, scene).left == []
+
+
+class _NoAnswer(Exception):
+    """Stands for a statement whose answer never comes."""
+
+
+def test_an_answer_that_does_not_come_is_waited_for_on_another_connection(server: Server) -> None:
+    """And is no reason to close the stream: a slow server is none that leaves."""
+
+    async def run_sync(work: Callable[..., Any], *_: Any, **__: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        try:
+            return work()
+        except _NoAnswer:
+            await trio.sleep_forever()
+
+    left: list[WalstreamError] = []
+    health = Health(version="0", node="n")
+    also: list[PgConnection] = []
+
+    async def main() -> None:
+        watch = SlotWatch(server.open, "s", health, wal_bytes=1, on_server_leaving=left.append, seconds=3600.0)
+        watch.ask_also = also.append
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch.run)
+            await watch.looked()
+            server.connections[0].answers.append(_NoAnswer())
+            begun = trio.current_time()
+            watch.look_now()
+            await watch.looked()
+            assert ANSWER_SECONDS <= trio.current_time() - begun < ANSWER_SECONDS + 1
+            nursery.cancel_scope.cancel()
+
+    with mock.patch("trio.to_thread.run_sync", run_sync):
+        run(main, autojump=True)
+    assert left == []
+    assert [connection.closed for connection in server.connections] == [1, 0]
+    assert len(also) == 2
 
 
 def test_no_connection_to_be_had_is_no_reason_to_close_the_stream(server: Server) -> None:

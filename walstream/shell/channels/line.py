@@ -5,17 +5,14 @@ The pool for everybody else's statements is ``database.postgres``.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
 from collections.abc import Callable
 from typing import TypeVar
 
 import psycopg2
 import trio
 
-from walstream.errors import DatabaseUnreachable
-from walstream.shell.database.postgres import PgConnection, translate
+from walstream.errors import DatabaseSilent
+from walstream.shell.database.postgres import PgConnection, cut, translate
 
 T = TypeVar("T")
 
@@ -64,7 +61,7 @@ class Line:
             with trio.fail_after(seconds):
                 return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
         except trio.TooSlowError as error:
-            raise DatabaseUnreachable(f"no answer within {seconds:g} s") from error
+            raise DatabaseSilent(f"no answer within {seconds:g} s") from error
         except psycopg2.Error as error:
             raise translate(error) from error
 
@@ -73,9 +70,4 @@ class Line:
         if not self._under_way:
             self.connection.close()
             return
-        # close() would wait for the thread that has the connection's lock; the end of the socket does not.
-        with (
-            contextlib.suppress(OSError, psycopg2.Error),
-            socket.socket(fileno=os.dup(self.connection.fileno())) as raw,
-        ):
-            raw.shutdown(socket.SHUT_RDWR)
+        cut(self.connection)

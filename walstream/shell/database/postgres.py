@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import socket
 import threading
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeVar
 
 import psycopg2
 import psycopg2.extensions
@@ -36,6 +39,20 @@ SILENCE_MS = 60_000
 """A server whose machine answers nothing for this long is given up; only on TCP."""
 
 CONNECT_SECONDS = 10
+
+OVERDUE_SECONDS: Final = 10.0
+"""The server is asked about a statement that has been under way for so long: does it work on it?"""
+
+# Who has been idle for a while was never told of what we wait for, or has answered. Connections through a pooler have
+# numbers of the pooler's, of which nothing can be said.
+_LOST: Final = """
+select asked.pid
+  from unnest(%s::integer[]) asked (pid)
+  left join pg_catalog.pg_stat_activity a on a.pid = asked.pid
+ where pg_catalog.pg_backend_pid() = %s
+   and (a.pid is null
+        or a.state like 'idle%%' and a.state_change < pg_catalog.clock_timestamp() - interval '5 seconds')
+"""
 
 
 def connect(
@@ -204,9 +221,36 @@ def translate(error: psycopg2.Error, redactor: Redactor | None = None) -> Walstr
     return DatabaseRefused(text)
 
 
+def cut(opened: PgConnection) -> None:
+    """End a connection that a thread may be using: its statement fails, and nobody waits for it, as close() would."""
+    with (
+        contextlib.suppress(OSError, psycopg2.Error),
+        socket.socket(fileno=os.dup(opened.fileno())) as raw,
+    ):
+        raw.shutdown(socket.SHUT_RDWR)
+
+
+def cut_lost(asking: PgConnection, pools: Iterable[Database]) -> None:
+    """Cut connections whose statement the server does not work on: something between has lost it, or the answer.
+
+    Blocks; raises psycopg2.Error. Nothing is asked while nothing is overdue.
+    """
+    overdue = {opened.info.backend_pid: (pool, opened) for pool in pools for opened in pool.overdue()}
+    if not overdue:
+        return
+    with asking.cursor() as cursor:
+        cursor.execute(_LOST, (list(overdue), asking.info.backend_pid))
+        lost = [pid for (pid,) in cursor.fetchall()]
+    for pid in lost:
+        pool, opened = overdue[pid]
+        pool.forget_idle()  # they went the same way
+        cut(opened)
+
+
 def _cancel(opened: PgConnection) -> None:
     with contextlib.suppress(psycopg2.Error):
         opened.cancel()
+    cut(opened)  # where the answer is lost, the thread would wait for it for ever
 
 
 class Database:
@@ -216,6 +260,7 @@ class Database:
         self._dsn = dsn
         self._application_name = application_name
         self._idle: list[PgConnection] = []
+        self._under_way: dict[PgConnection, float] = {}  # since when, in monotonic seconds
         self._limiter = trio.CapacityLimiter(size)
 
     async def run(self, work: Callable[[PgConnection], T]) -> T:
@@ -232,7 +277,11 @@ class Database:
             except IndexError:  # asked for before, it may be gone by now: threads take from the list at once
                 opened = connect(self._dsn, application_name=self._application_name)
             used.append(opened)
-            return work(opened)
+            self._under_way[opened] = time.monotonic()
+            try:
+                return work(opened)
+            finally:
+                del self._under_way[opened]
 
         try:
             with self._cancelling(used):
@@ -266,10 +315,16 @@ class Database:
             return
         self._idle.append(opened)
 
+    def overdue(self) -> list[PgConnection]:
+        """Connections that have been waited for, for long. May be called by any thread."""
+        until = time.monotonic() - OVERDUE_SECONDS
+        return [opened for opened, since in list(self._under_way.items()) if since < until]
+
     def forget_idle(self) -> None:
-        """Close the idle connections: the server has gone, and each would fail once."""
-        while self._idle:
-            self._idle.pop().close()
+        """Close the idle connections: the server has gone, and each would fail once. May be called by any thread."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
     async def aclose(self) -> None:
         """Close every idle connection. One in use is closed when its work ends."""

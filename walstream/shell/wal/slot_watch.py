@@ -6,27 +6,29 @@ whoever streams WAL, so the end of this one is the signal to close the stream. W
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 import re
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-import psycopg2
 import structlog
 import trio
 
-from walstream.errors import DatabaseUnreachable, WalstreamError
+from walstream.errors import DatabaseSilent, DatabaseUnreachable, WalstreamError
 from walstream.history.budget import Budget, Gauge
 from walstream.lsn import Lsn
-from walstream.shell.database.postgres import PgConnection, translate
+from walstream.shell.channels.line import Line
+from walstream.shell.database.postgres import PgConnection
 from walstream.shell.health import Health, SlotFacts
 from walstream.shell.supervise import next_delay
 from walstream.telemetry.log import SLOT_FELL_BEHIND, STREAM_HELD_COMMITS
 from walstream.telemetry.metrics import Metrics
 
 LOOK_SECONDS: Final = 2.0
+
+ANSWER_SECONDS: Final = 5.0
+"""For one look. A connection that owes the answer for longer is given up for another one, which harms nobody."""
 
 WINDOW_DIVISOR: Final = 4
 """The history keeps back at most this part of ``max_slot_wal_keep_size``: the rest is for the user's transactions."""
@@ -161,6 +163,8 @@ class SlotWatch:
         self._next = trio.Event()
         self._delay = 0.0
         self._alarm = ""
+        self.ask_also: Callable[[PgConnection], object] = lambda connection: None
+        """Further questions after each look, in the same thread and time; may be set."""
         self.gauge = Gauge()
         """Measures the WAL budget; ``own_bytes`` of it may be set."""
         self.newest: Look | None = None
@@ -192,15 +196,16 @@ class SlotWatch:
         """Watch for ever. Survives a database that is away; cancelling it gives the connection up."""
         while True:
             try:
-                connection = await trio.to_thread.run_sync(self._open, abandon_on_cancel=True)
+                line = await Line.open(self._open)
             except WalstreamError as error:
                 # Not the signal: who streams while no further connection is to be had streams on.
                 self._health.database_down(str(error))
             else:
-                failure = await self._watch(connection)
-                connection.close()
+                failure = await self._watch(line)
+                line.close()
                 self._health.database_down(str(failure))
-                if isinstance(failure, DatabaseUnreachable):
+                # A slow server is none that leaves, nor is one to which the way was lost.
+                if isinstance(failure, DatabaseUnreachable) and not isinstance(failure, DatabaseSilent):
                     self._on_server_leaving(failure)
             self._delay = next_delay(self._delay, spread=random.random())  # noqa: S311 - jitter, no secret
             await self._rest(self._delay)
@@ -215,19 +220,22 @@ class SlotWatch:
         await self._next.wait()
         return self.newest
 
-    async def _watch(self, connection: PgConnection) -> WalstreamError:
+    async def _watch(self, line: Line) -> WalstreamError:
         """Look until the connection fails; returns the error."""
-        question = functools.partial(look, connection, self._slot)
         while True:
             self._hurry = False
             try:
-                # Abandoned, never closed, when cancelled: closing would wait for the statement, and the loop with it.
-                answer = await trio.to_thread.run_sync(question, abandon_on_cancel=True)
-            except psycopg2.Error as error:
-                return translate(error)
+                answer = await line.do(self._ask, seconds=ANSWER_SECONDS)
+            except WalstreamError as error:
+                return error
             self._take(answer)
             # Readable between questions: the server ends the connection, or tells of a changed setting. Asking tells.
-            await self._rest(self._seconds, connection.fileno())
+            await self._rest(self._seconds, line.connection.fileno())
+
+    def _ask(self, connection: PgConnection) -> Look | None:
+        answer = look(connection, self._slot)
+        self.ask_also(connection)
+        return answer
 
     async def _rest(self, seconds: float, descriptor: int | None = None) -> None:
         with trio.move_on_after(seconds) as self._pause:

@@ -7,6 +7,7 @@ What a message means is decided behind the ``Sink`` (``pipeline``); which errors
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -17,12 +18,19 @@ import psycopg2.extras
 import structlog
 import trio
 
-from walstream.errors import DatabaseRefused, DatabaseUnreachable, DecodeError, EnvironmentFailure, WalstreamError
+from walstream.errors import (
+    DatabaseRefused,
+    DatabaseSilent,
+    DatabaseUnreachable,
+    DecodeError,
+    EnvironmentFailure,
+    WalstreamError,
+)
 from walstream.history.plan_log import Anew
 from walstream.lsn import Lsn
 from walstream.model import CatalogMiss
 from walstream.shell.database import slots
-from walstream.shell.database.postgres import Database, connect, translate
+from walstream.shell.database.postgres import Database, connect, cut, translate
 from walstream.shell.health import Health, ReaderState
 from walstream.shell.supervise import keep_running
 from walstream.shell.wal.poison import Broken, Poison, UnderWay, is_undecodable
@@ -64,6 +72,12 @@ STORM_READS: Final = 50
 gone. Where others write what is not for us, it asks as often, but its position moves; and where a large message comes
 in pieces, there is nothing to read as often, but nothing was asked.
 """
+
+SILENCE_SECONDS: Final = 5.0
+"""Without a byte from a stream whose process has ended at the server; one that has just ended says why before."""
+
+START_SECONDS: Final = 60.0
+"""For the answer to START_REPLICATION, which the server gives before it reads anything."""
 
 STANDBY_SECONDS: Final = 1.0
 """Between tries to take over a slot that somebody else streams from."""
@@ -172,6 +186,8 @@ class WalReader:
         self._started = started
         self._stream_scope: trio.CancelScope | None = None
         self._leaving = ""
+        self._heard_at = math.inf  # on trio's clock; when anything came from the server last
+        self._was_seen = False  # the server has named the process of this very stream
         self._confirmed = 0
         self._keeper = SlotKeeper(reading)
         self._read_to = Read("", 0)
@@ -193,6 +209,19 @@ class WalReader:
         self._leaving = reason
         if self._stream_scope is not None:
             self._stream_scope.cancel()
+
+    def held_by(self, pid: int | None) -> bool:
+        """Take what the server says: which of its processes streams from the slot. Whether the stream was left for it.
+
+        Where ours has ended, and nothing comes from it, not even its end, something between answers in its place. A
+        server that is slow, or has nothing to say, still has the process.
+        """
+        if pid == self._keeper.own_pid:
+            self._was_seen = True
+        elif self._was_seen and trio.current_time() - self._heard_at > SILENCE_SECONDS:
+            self.leave("nothing comes from the server, whose process for this stream has ended")
+            return True
+        return False
 
     def renew(self, turn: str, detail: str) -> None:
         """Give the slot up and go on with a new one: clients are told of the gap. ``turn``: see ``slot_life``."""
@@ -251,20 +280,7 @@ class WalReader:
                     max(1, min(STATUS_SECONDS, int(wal_sender_timeout / 3))) if wal_sender_timeout else STATUS_SECONDS
                 )
                 is_busy = True
-                await trio.to_thread.run_sync(
-                    functools.partial(
-                        cursor.start_replication,
-                        slot_name=self._reading.slot,
-                        slot_type=psycopg2.extras.REPLICATION_LOGICAL,
-                        # The slot's own position. From any other one psycopg2 would take the first keepalive for
-                        # leave to confirm everything.
-                        start_lsn=0,
-                        options=dict(options),
-                        decode=False,
-                        status_interval=status_seconds,
-                    ),
-                    abandon_on_cancel=True,
-                )
+                await self._start(opened, cursor, options, status_seconds)
                 is_busy = False
                 log.info(READER_STARTED, slot=self._reading.slot, plugin=stream.plugin)
                 self._metrics.reader_restarts.inc()
@@ -290,10 +306,32 @@ class WalReader:
             ) from error
         finally:
             self._stream_scope = None
+            self._heard_at, self._was_seen = math.inf, False
             if not is_busy:  # else a thread has it: closing would wait for that, and everything else with it
                 opened.close()
             log.info(READER_STOPPED, slot=self._reading.slot)
         raise DatabaseUnreachable(self._leaving or "the stream was ended")
+
+    async def _start(self, opened: PgConnection, cursor: Any, options: Mapping[str, str], status_seconds: int) -> None:
+        try:
+            with trio.fail_after(START_SECONDS):
+                await trio.to_thread.run_sync(
+                    functools.partial(
+                        cursor.start_replication,
+                        slot_name=self._reading.slot,
+                        slot_type=psycopg2.extras.REPLICATION_LOGICAL,
+                        # The slot's own position. From any other one psycopg2 would take the first keepalive for
+                        # leave to confirm everything.
+                        start_lsn=0,
+                        options=dict(options),
+                        decode=False,
+                        status_interval=status_seconds,
+                    ),
+                    abandon_on_cancel=True,
+                )
+        except trio.TooSlowError as error:
+            cut(opened)
+            raise DatabaseSilent(f"the stream did not begin within {START_SECONDS:g} s") from error
 
     def _judge(self, stream: Stream) -> Stream:
         """The stream with its gap, by what was read before. Tells what became of the slot."""
@@ -317,6 +355,7 @@ class WalReader:
         heard_at = None  # when psycopg2 had read a whole message, keepalives among them
         pace = _Pace(time.monotonic())
         last_read = _boot_clock()
+        self._heard_at = trio.current_time()
         try:
             while True:
                 if patience and _boot_clock() - last_read > patience:
@@ -335,6 +374,7 @@ class WalReader:
                         self._health.reader_is("streaming")
                     pace.seen += count
                     keepalives = 0
+                    self._heard_at = trio.current_time()
                     await self._sink.flush()
                     self._confirm(cursor)
                 if is_more:
@@ -345,7 +385,9 @@ class WalReader:
                 if waiting.cancelled_caught:
                     keepalives = 0
                     self._confirm(cursor)
-                elif not count and cursor.io_timestamp != heard_at:
+                    continue
+                self._heard_at = trio.current_time()
+                if not count and cursor.io_timestamp != heard_at:
                     heard_at = cursor.io_timestamp
                     keepalives = keepalives + 1 if cursor.wal_end == server_position else 0
                     server_position = cursor.wal_end
