@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
 import trio
 
 from integration.assumptions.stream import APPLICATION, PLUGINS, Stream, confirmed, eventually, make_slot, streaming
+from integration.fixtures.daemon import free_port
 from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database
 from walstream.errors import WalstreamError
 from walstream.shell.commands.private_cluster import Cluster
@@ -82,9 +84,9 @@ def test_it_does_not_wait_for_one_that_has_confirmed_everything(own: TestDatabas
 
 
 @contextmanager
-def streaming_and_left(database: TestDatabase, slot: str, plugin: str) -> Iterator[Stream]:
+def streaming_and_left(database: TestDatabase, slot: str, plugin: str, opened: Any = None) -> Iterator[Stream]:
     """A stream whose server may be gone at the end."""
-    stream = Stream(database.dsn, slot, plugin)
+    stream = Stream(database.dsn, slot, plugin, opened=opened)
     try:
         yield stream
     finally:
@@ -240,6 +242,28 @@ def test_a_slot_beyond_the_limit_is_lost_for_good(tmp_path: Path) -> None:
             Stream(database.dsn, slot, "pgoutput")
         assert translate(caught.value).args[0]
         assert caught.value.pgcode == "55000"
+
+
+def test_a_checkpoint_waits_for_a_stream_that_is_not_read_until_its_network_gives_it_up(tmp_path: Path) -> None:
+    """Why the stream asks for ``tcp_user_timeout``: who is told to end writes why, and nobody reads."""
+    port = free_port()
+    settings = {
+        "max_slot_wal_keep_size": "16MB", "min_wal_size": "32MB", "max_wal_size": "1GB", "autovacuum": "off",
+        "listen_addresses": "127.0.0.1", "port": str(port),
+    }  # fmt: skip
+    with fresh_cluster(tmp_path, settings) as cluster, fresh_database(cluster) as database:
+        slot = make_slot(database, "pgoutput")
+        where = f"host=127.0.0.1 port={port} dbname={database.name} user=postgres"
+        opened = connect(where, application_name=APPLICATION, replication=True, stall_seconds=1)
+        stuck = "select wait_event from pg_stat_activity where backend_type = 'walsender'"
+        with streaming_and_left(database, slot, "pgoutput", opened):
+            database.execute("create table t (v text)")
+            database.execute("insert into t select repeat('x', 1000) from generate_series(1, 40000)")
+            database.execute("select pg_switch_wal()")
+            eventually(lambda: database.query(stuck) == [("WalSenderWriteData",)])
+            database.execute("set statement_timeout = '20s'")
+            database.execute("checkpoint")
+            assert database.query("select wal_status, active from pg_replication_slots") == [("lost", False)]
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)

@@ -111,6 +111,13 @@ def test_the_time_to_connect_is_bounded_unless_the_dsn_says_else(opened: Opened)
     assert opened.asked[-1]["connect_timeout"] == "3"
 
 
+def test_the_server_tries_to_send_for_as_long_as_it_is_told(opened: Opened) -> None:
+    connect("host=h", application_name="a", stall_seconds=2.5)
+    assert opened.options()["tcp_user_timeout"] == "2500"
+    connect("host=h options='-c tcp_user_timeout=7'", application_name="a", stall_seconds=2.5)
+    assert opened.options()["tcp_user_timeout"] == "7"
+
+
 def test_a_replication_connection_is_of_its_own_kind(opened: Opened) -> None:
     connect("host=h", application_name="a", replication=True)
     assert opened.asked[-1]["connection_factory"] is psycopg2.extras.LogicalReplicationConnection

@@ -180,6 +180,7 @@ class Rig:
         self.base = Base()
         self.wires = list(wires) or [Wire()]
         self.opened: list[Wire] = []
+        self.timeouts: list[float] = []
         self.health = Health(version="1", node="n")
         self.started = 0
         self.states: list[str] = []
@@ -202,7 +203,8 @@ class Rig:
     def _started(self) -> None:
         self.started += 1
 
-    def _open(self) -> Any:
+    def _open(self, wal_sender_timeout: float) -> Any:
+        self.timeouts.append(wal_sender_timeout)
         wire = self.wires[min(len(self.opened), len(self.wires) - 1)]
         wire.closed = 0
         self.opened.append(wire)
@@ -267,6 +269,7 @@ def test_status_updates_are_frequent_enough_for_the_server(timeout: float, inter
     rig.base.answers.append((STREAM, float(timeout)))
     rig.run()
     assert rig.wires[0].started["status_interval"] == interval
+    assert rig.timeouts == [timeout]
 
 
 @given(st.lists(st.lists(st.binary(min_size=1, max_size=3), max_size=5), max_size=6))

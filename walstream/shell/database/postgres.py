@@ -62,10 +62,12 @@ def connect(
     autocommit: bool = True,
     replication: bool = False,
     search_path: str | None = "",
+    stall_seconds: float = 0.0,
 ) -> PgConnection:
     """A new connection. Blocks; raises DatabaseUnreachable or DatabaseRefused.
 
-    ``search_path``: "" so that every name has to be qualified, None to keep the role's own.
+    ``search_path``: "" so that every name has to be qualified, None to keep the role's own. ``stall_seconds``: so long
+    the server tries to send to who takes nothing, 0: as its system has it. On TCP only; ``options`` of the DSN win.
     """
     settings = dict(PINNED)
     if search_path is not None:
@@ -76,6 +78,8 @@ def connect(
         given = psycopg2.extensions.parse_dsn(dsn)
         if "options" in given:
             options = f"{given['options']} {options}"
+        if stall_seconds:
+            options = f"-c tcp_user_timeout={stall_seconds * 1000:.0f} {options}"
         connection = psycopg2.connect(
             dsn,
             connection_factory=factory,

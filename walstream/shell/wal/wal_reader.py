@@ -159,7 +159,7 @@ class WalReader:
     """Keeps the stream of one slot running. ``trailing``: whether the confirmed position may stay behind at all.
 
     ``started`` is called at the start of each stream. ``database`` prepares the slot, ``open_connection`` opens the
-    stream's connection.
+    stream's connection and gets ``wal_sender_timeout`` in seconds.
     """
 
     def __init__(
@@ -172,13 +172,11 @@ class WalReader:
         trailing: Callable[[], bool] = lambda: True,
         started: Callable[[], None] = lambda: None,
         database: Database | None = None,
-        open_connection: Callable[[], PgConnection] | None = None,
+        open_connection: Callable[[float], PgConnection] | None = None,
     ) -> None:
         self._reading = reading
         self._database = database or Database(reading.dsn, "walstream", size=1)
-        self._open = open_connection or functools.partial(
-            connect, reading.dsn, application_name=reading.application_name, replication=True
-        )
+        self._open = open_connection or self._connect
         self._sink = sink
         self._health = health
         self._metrics = metrics
@@ -267,7 +265,7 @@ class WalReader:
         options = await self._sink.open(stream)
         self._gap, self._anew = "", None
         # No thread is waited for where we are cancelled: connecting may take long, and creating a slot hours.
-        opened = await trio.to_thread.run_sync(self._open, abandon_on_cancel=True)
+        opened = await trio.to_thread.run_sync(self._open, wal_sender_timeout, abandon_on_cancel=True)
         self._keeper.own_pid = opened.info.backend_pid
         self._plugin = stream.plugin
         is_busy = is_started = False
@@ -311,6 +309,15 @@ class WalReader:
                 opened.close()
             log.info(READER_STOPPED, slot=self._reading.slot)
         raise DatabaseUnreachable(self._leaving or "the stream was ended")
+
+    def _connect(self, wal_sender_timeout: float) -> PgConnection:
+        # A process of the server that is stuck in a write, because we were suspended, heeds no timeout of its own.
+        return connect(
+            self._reading.dsn,
+            application_name=self._reading.application_name,
+            replication=True,
+            stall_seconds=wal_sender_timeout,
+        )
 
     async def _start(self, opened: PgConnection, cursor: Any, options: Mapping[str, str], status_seconds: int) -> None:
         try:
