@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
@@ -39,6 +40,24 @@ def freed_at_once(*kinds: type) -> Iterator[None]:
         assert not left
     finally:
         gc.enable()
+
+
+class Peak:
+    """What was in memory at once, in bytes: objects made within ``watched`` alone."""
+
+    size = 0
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Peak]:
+    """Sees what is allocated within the context, at its end."""
+    peak = Peak()
+    tracemalloc.start()
+    try:
+        yield peak
+        peak.size = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def clean_environment() -> None:

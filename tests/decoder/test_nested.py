@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from walstream.decoder.nested import read_array, read_hstore, read_record
-from walstream.decoder.values import quote
+from walstream.decoder.pieces import quote
 from walstream.errors import DecodeError
 
 texts = st.text(st.sampled_from('{}()",;\\ \n\tabNULnul=>é') | st.characters(exclude_categories=["Cs"]), max_size=12)

@@ -12,9 +12,10 @@ from typing import Final
 
 from walstream.decoder.api import MESSAGE_PREFIX, Wanted
 from walstream.decoder.nested import NULL
+from walstream.decoder.pieces import PIECE_BYTES
 from walstream.decoder.relations import Relations, arrange, restore, root_name
 from walstream.decoder.runs import cut
-from walstream.decoder.values import Converter, from_text, type_info
+from walstream.decoder.values import Converter, convert_large, from_text, type_info
 from walstream.errors import DecodeError
 from walstream.model import (
     Begin,
@@ -215,10 +216,12 @@ class Pgoutput:
                 (size,) = _INT32.unpack_from(payload, at + 1)
                 at += 5
                 end = at + size
-                text = payload[at:end]
-                if len(text) != size:
+                if end > len(payload):
                     raise DecodeError("a row that is cut off", payload)
-                cells.append(convert(text))
+                if size <= PIECE_BYTES:
+                    cells.append(convert(payload[at:end]))
+                else:
+                    cells.append(convert_large(convert, memoryview(payload)[at:end]))
                 at = end
             elif kind == _NULL:
                 cells.append(NULL)

@@ -11,6 +11,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from walstream.decoder.nested import NULL
+from walstream.decoder.pieces import quote
 from walstream.decoder.values import (
     BYTEA,
     FLOAT4,
@@ -21,7 +22,6 @@ from walstream.decoder.values import (
     NUMERIC,
     OIDVECTOR,
     from_text,
-    quote,
     type_info,
 )
 from walstream.model import Catalog, TypeInfo

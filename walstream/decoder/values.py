@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from walstream.decoder.nested import NULL, read_array, read_hstore, read_record
+from walstream.decoder.pieces import Text, brackets, is_utf8, quote, repaired, unquote
 from walstream.errors import DecodeError
 from walstream.model import Catalog, CatalogMiss, TypeInfo
 
@@ -34,12 +35,11 @@ NEVER_TOASTED: Final = frozenset(
 """Types of fixed length: their values lie in the row, so no UPDATE leaves them out."""
 
 _encode = msgspec.json.Encoder().encode
-_decode_text = msgspec.json.Decoder(str).decode
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
 
 _NUMBER: Final = re.compile(rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
 _NOT_FINITE: Final = frozenset({b"NaN", b"Infinity", b"-Infinity"})
-_HEX: Final = re.compile(rb"\\x((?:[0-9a-f]{2})*+)")
+_HEX: Final = re.compile(rb"\\x(?:[0-9a-f]{2})*+")
 _TIMESTAMP: Final = re.compile(rb"([0-9]{4,6}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?)( BC)?")
 _TIMESTAMPTZ: Final = re.compile(
     rb"([0-9]{4,6}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?)"
@@ -48,10 +48,6 @@ _TIMESTAMPTZ: Final = re.compile(
 
 NESTING_MAX: Final = 100
 """Levels of a json value; common parsers stop at 128, and the value stands inside a row inside a frame."""
-
-_STRINGS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
-_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def type_info(oid: int, catalog: Catalog) -> TypeInfo | None:
@@ -98,6 +94,12 @@ def from_text(info: TypeInfo | None, catalog: Catalog) -> Converter:
     return quote
 
 
+def convert_large(convert: Converter, text: memoryview) -> bytes:
+    """What a converter of ``from_text`` makes of a large text within a message, copied no more often than it must."""
+    of_view = _OF_VIEWS.get(convert)
+    return convert(bytes(text)) if of_view is None else of_view(text)
+
+
 def from_wal2json(info: TypeInfo | None, catalog: Catalog) -> Converter | None:
     """Converter for wal2json's JSON of a value or NULL; None where that is right as it stands. Raises CatalogMiss."""
     if info is None or info.oid in NUMBERS or info.oid in (BOOL, BYTEA):
@@ -106,14 +108,6 @@ def from_wal2json(info: TypeInfo | None, catalog: Catalog) -> Converter | None:
         return _JSON_SCALARS[info.oid]
     convert = from_text(info, catalog)
     return None if convert is quote and info.kind != "d" else _unquoted(convert)
-
-
-def quote(text: bytes) -> bytes:
-    """A text as a JSON string; bytes that are not UTF-8 become U+FFFD.
-
-    No row may stop the stream, and a server takes such bytes: from types of extensions, and in logical messages.
-    """
-    return _encode(text.decode("utf-8", "replace"))
 
 
 def _number(text: bytes) -> bytes:
@@ -136,11 +130,10 @@ def _bool(text: bytes) -> bytes:
     raise DecodeError("not a boolean", text)
 
 
-def _bytea(text: bytes) -> bytes:
-    match = _HEX.fullmatch(text)
-    if match is None:  # bytea_output is not hex; what wal2json makes of that is not the value
-        raise DecodeError("not a bytea in hex", text)
-    return b'"%b"' % match[1]
+def _bytea(text: Text) -> bytes:
+    if _HEX.fullmatch(text) is None:  # bytea_output is not hex; what wal2json makes of that is not the value
+        raise DecodeError("not a bytea in hex", bytes(text[:100]))
+    return b"".join((b'"', memoryview(text)[2:], b'"'))  # copied once, for it may be large
 
 
 def _timestamp(text: bytes) -> bytes:
@@ -159,28 +152,30 @@ def _timestamptz(text: bytes) -> bytes:
     return b'"%bT%b%b%b%b"' % (date, time, hours, rest or b":00", era or b"")
 
 
-def _json(text: bytes) -> bytes:
+def _json(text: Text) -> bytes:
     """The value itself, spliced; as a string where a JSON parser of ours or of a client may refuse it.
 
     The type json takes what parsers do not: half a surrogate pair, nesting without end.
     """
-    if not text.isascii():
-        text = text.decode("utf-8", "replace").encode()
+    if not is_utf8(text):
+        text = repaired(bytes(text))
     try:
-        value = bytes(_skip(text))
+        value = _skip(text)
     except (ValueError, RecursionError):
         return quote(text)
-    return value if _is_shallow(value) else quote(text)
+    # A jsonb is nothing but the value, and not copied again.
+    bare = text if isinstance(text, bytes) and len(text) == len(value) else bytes(value)
+    return bare if _is_shallow(bare) else quote(text)
 
 
 def _is_shallow(value: bytes) -> bool:
     """Whether a JSON value is not nested deeper than ``NESTING_MAX``. How deep Python is just now plays no part."""
     if value.count(b"[") + value.count(b"{") <= NESTING_MAX:
         return True
-    brackets = _STRINGS.sub(b"", value).translate(_BRACKETS, _NO_BRACKETS)
+    left = brackets(value)
     for _ in range(NESTING_MAX):  # each round takes away the innermost level
-        brackets = brackets.replace(b"[]", b"")
-        if not brackets:
+        left = left.replace(b"[]", b"")
+        if not left:
             return True
     return False
 
@@ -262,8 +257,8 @@ def _unquoted(convert: Converter) -> Converter:
         if value == NULL:
             return NULL
         try:
-            text = _decode_text(value).encode()
-        except (ValueError, UnicodeError) as error:
+            text = unquote(value)
+        except ValueError as error:
             raise DecodeError(f"not a JSON string: {error}", value) from error
         return convert(text)
 
@@ -303,6 +298,8 @@ _SCALARS: Final[dict[int, Converter]] = {
     JSON: _json,
     JSONB: _json,
 }
+
+_OF_VIEWS: Final[dict[Converter, Callable[[memoryview], bytes]]] = {quote: quote, _bytea: _bytea, _json: _json}
 
 _JSON_SCALARS: Final[dict[int, Converter]] = {
     OID: _oid_in_json,

@@ -17,6 +17,7 @@ from typing import Annotated, Final
 import msgspec
 
 from walstream.decoder.api import MESSAGE_PREFIX, Wanted
+from walstream.decoder.pieces import is_utf8, repaired
 from walstream.decoder.relations import Listed, Relations, merge, root_name
 from walstream.decoder.runs import cut
 from walstream.decoder.shapes import NO_MATCH, OPERATIONS, Listing, Shape
@@ -164,12 +165,7 @@ class Wal2json:
             match = self._match(payload, self._at)
         shape = self._shape
         # Patterns look at bytes, and not at a message's head.
-        if (
-            match is None
-            or shape is None
-            or shape.action != payload[11]
-            or not (payload.isascii() or _is_utf8(payload))
-        ):
+        if match is None or shape is None or shape.action != payload[11] or not (payload.isascii() or is_utf8(payload)):
             return self._strict(payload, data_start)
         groups: tuple[bytes, ...] = match.groups()
         new: Row | None = groups
@@ -196,7 +192,7 @@ class Wal2json:
         match = self._match
         if shape is None or not shape.is_plain:
             return None
-        if not (all(map(bytes.isascii, payloads)) or _is_utf8(b"".join(payloads))):
+        if not (all(map(bytes.isascii, payloads)) or is_utf8(b"".join(payloads))):
             return None
         try:
             rows = [match(payload, at).groups() for payload in payloads]  # type: ignore[union-attr]  # caught
@@ -239,9 +235,8 @@ class Wal2json:
     # -- the strict road
 
     def _strict(self, payload: bytes, data_start: int) -> Record | None:
-        if not payload.isascii() and not _is_utf8(payload):
-            # The server takes such bytes in logical messages and from types of extensions; clients do not.
-            payload = payload.decode("utf-8", "replace").encode()
+        # The server takes bytes that are no text in logical messages and from types of extensions; clients do not.
+        payload = repaired(payload)
         try:
             message = _decode_message(payload)
         except (ValueError, RecursionError) as error:
@@ -422,11 +417,3 @@ def _lsn(text: str, payload: bytes) -> int:
         return Lsn.parse(text)
     except ValueError as error:
         raise DecodeError(f"not an LSN: {text!r}", payload) from error
-
-
-def _is_utf8(payload: bytes) -> bool:
-    try:
-        payload.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -30,6 +30,7 @@ _LATEST: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(micros
 _encode = msgspec.json.Encoder().encode
 
 _Pick = Callable[[Row], Row]
+_Parts = list[bytes]
 
 
 def commit_timestamp(microseconds: int) -> bytes:
@@ -160,14 +161,12 @@ class Renderer:
             return self.error(operation, NO_PRIMARY_KEY, commit_timestamp, position, last)
         start = (self._bare, commit_timestamp, self._heads[operation])
         end = (position, b'","last":true}' if last else b'"}')
-        new, old = self._rows(change)
-        rows = _join(b'"record":{', new, b'"old_record":{', old)
-        data = b"".join((*start, rows, b'"errors":null,"position":"', *end))
+        rows = _named(*self._rows(change))
+        data = b"".join((*start, *rows, b'"errors":null,"position":"', *end))
         if len(data) <= size_max:
             return data
-        new, old = self._small_values(change)
-        rows = _join(b'"record":{', new, b'"old_record":{', old)
-        return b"".join((*start, rows, b'"errors":%b,"position":"' % TOO_LARGE, *end))
+        rows = _named(*self._small_values(change))
+        return b"".join((*start, *rows, b'"errors":%b,"position":"' % TOO_LARGE, *end))
 
     def insert_run(self, prefix: bytes, suffix: bytes) -> InsertRun | None:
         """A text with gaps for what ``data`` says of an INSERT, between ``prefix`` and ``suffix``.
@@ -208,35 +207,27 @@ class Renderer:
 
     def record(self, row: Row, size_max: int = RECORD_BYTES_MAX) -> tuple[bytes, bool]:
         """A row as ``record`` shows it, with or without a key, and whether only its small values are left."""
-        text = self._members(row)
-        if len(text) <= size_max:
-            return b"{%b}" % text, False
-        return b"{%b}" % self._known_members(_without_large(row)), True
+        text = b"".join((b"{", *self._members(row), b"}"))
+        if len(text) - 2 <= size_max:
+            return text, False
+        return b"".join((b"{", *self._members(_without_large(row)), b"}")), True
 
     def feed(
         self, change: Change, moment: Moment, position: bytes, last: bool, size_max: int = RECORD_BYTES_MAX
     ) -> bytes:
         """The message of the table feed; it always names both rows. ``size_max``: bytes, as in ``data``."""
         head, middle, tail = moment.feed
-        rows = _both(*self._rows(change))
-        errors = b""
-        if len(rows) > size_max:
-            rows = _both(*self._small_values(change))
-            errors = b',"errors":' + TOO_LARGE
-        return b"".join(
-            (
-                head,
-                self._feed_names[change.operation],
-                rows,
-                middle,
-                position,
-                tail,
-                errors,
-                b',"last":true}' if last else b"}",
-            )
-        )
+        names = self._feed_names[change.operation]
+        end = b',"last":true}' if last else b"}"
+        text = b"".join((head, names, *_both(*self._rows(change)), middle, position, tail, end))
+        if len(text) <= size_max:
+            return text
+        rows = _both(*self._small_values(change))
+        return b"".join((head, names, *rows, middle, position, tail, b',"errors":', TOO_LARGE, end))
 
-    def _rows(self, change: Change) -> tuple[bytes | None, bytes | None]:
+    # Rows are in parts until the whole text is made of them: a large one is copied once.
+
+    def _rows(self, change: Change) -> tuple[_Parts | None, _Parts | None]:
         """The insides of the new and the old row's objects; None where the operation has no such row."""
         operation, new, old = change.operation, change.new, change.old
         if operation is Operation.INSERT:
@@ -244,54 +235,39 @@ class Renderer:
         if operation is Operation.DELETE:
             return None, self._old_members(old, None)
         if operation is Operation.UPDATE:
-            try:
-                inside = self._all_members(new)
-            except TypeError:
-                inside = self._known_members(_with_unchanged(new, old))
-            return inside, self._old_members(old, new)
+            return self._members(_with_unchanged(new, old)), self._old_members(old, new)
         return None, None
 
-    def _old_members(self, old: Row | None, new: Row | None) -> bytes:
-        identity = self._relation.replica_identity
-        if identity is ReplicaIdentity.DEFAULT:
-            # The WAL has no old row of an UPDATE that left the key alone; then the new row has the same key.
-            row = old if old is not None else new
-            if row is None:
-                return b""
-            return b",".join([key + cell for key, i in self._key if (cell := row[i]) is not None])
-        return self._members(old) if identity is ReplicaIdentity.FULL else self._known_members(old)
+    def _old_members(self, old: Row | None, new: Row | None) -> _Parts:
+        if self._relation.replica_identity is not ReplicaIdentity.DEFAULT:
+            return self._members(old)
+        # The WAL has no old row of an UPDATE that left the key alone; then the new row has the same key.
+        row = old if old is not None else new
+        if row is None:
+            return []
+        return [b",".join([key + cell for key, i in self._key if (cell := row[i]) is not None])]
 
-    def _small_values(self, change: Change) -> tuple[bytes | None, bytes | None]:
+    def _small_values(self, change: Change) -> tuple[_Parts | None, _Parts | None]:
         """As ``_rows``, without the values that are too large."""
         operation, old = change.operation, change.old
         new = _with_unchanged(change.new, old)
         if operation is Operation.INSERT:
-            return self._known_members(_without_large(new)), None
+            return self._members(_without_large(new)), None
         if operation is Operation.DELETE:
-            return None, self._known_members(_without_large(old))
+            return None, self._members(_without_large(old))
         old_members = self._old_members(_without_large(old) if old else None, _without_large(new) if new else None)
-        return self._known_members(_without_large(new)), old_members
+        return self._members(_without_large(new)), old_members
 
-    def _members(self, row: Row | None) -> bytes:
-        try:
-            return self._all_members(row)
-        except TypeError:
-            return self._known_members(row)
-
-    def _all_members(self, row: Row | None) -> bytes:
-        """The fast road for a row without gaps. Raises TypeError where a cell is missing."""
+    def _members(self, row: Row | None) -> _Parts:
         if not row:
-            return b""
-        parts: list[bytes] = self._interleaved.copy()
-        parts[1::2] = cast("tuple[bytes, ...]", self._pick(row))  # join refuses the None that may be among them
-        return b"".join(parts)
-
-    def _known_members(self, row: Row | None) -> bytes:
-        if not row:
-            return b""
-        return b",".join(
-            [key + cell for key, cell in zip(self._keys, self._pick(row), strict=True) if cell is not None]
-        )
+            return []
+        cells = self._pick(row)
+        if all(cells):
+            parts: _Parts = self._interleaved.copy()
+            parts[1::2] = cast("tuple[bytes, ...]", cells)
+            return parts
+        known = [(key, cell) for key, cell in zip(self._keys, cells, strict=True) if cell is not None]
+        return [part for key, cell in known for part in (b",", key, cell)][1:]
 
 
 renderer = lru_cache(maxsize=4096)(Renderer)
@@ -339,7 +315,7 @@ def _word(operation: Operation) -> bytes:
 
 def _with_unchanged(new: Row | None, old: Row | None) -> Row | None:
     """The new row, with unchanged TOASTed values from an old row that has them (REPLICA IDENTITY FULL)."""
-    if new is None or old is None:
+    if new is None or old is None or all(new):
         return new
     return tuple(after if after is not None else before for after, before in zip(new, old, strict=True))
 
@@ -363,15 +339,14 @@ def _head(operation: Operation, columns: bytes) -> bytes:
     return b'","type":"%b","columns":%b,' % (_word(operation), columns)
 
 
-def _join(new_head: bytes, new: bytes | None, old_head: bytes, old: bytes | None) -> bytes:
-    if old is None:
-        return b"" if new is None else b"".join((new_head, new, b"},"))
-    if new is None:
-        return b"".join((old_head, old, b"},"))
-    return b"".join((new_head, new, b"},", old_head, old, b"},"))
+def _named(new: _Parts | None, old: _Parts | None) -> _Parts:
+    parts = [] if new is None else [b'"record":{', *new, b"},"]
+    if old is not None:
+        parts += (b'"old_record":{', *old, b"},")
+    return parts
 
 
-def _both(new: bytes | None, old: bytes | None) -> bytes:
-    new_object = b"null" if new is None else b"{%b}" % new
-    old_object = b"null" if old is None else b"{%b}" % old
-    return b'"new":%b,"old":%b,' % (new_object, old_object)
+def _both(new: _Parts | None, old: _Parts | None) -> _Parts:
+    new_object = (b"null",) if new is None else (b"{", *new, b"}")
+    old_object = (b"null",) if old is None else (b"{", *old, b"}")
+    return [b'"new":', *new_object, b',"old":', *old_object, b","]

@@ -49,7 +49,7 @@ def same(found: list[Change], expected: list[Change]) -> None:
         assert one.relation is other.relation, "identity is a cache key"
 
 
-@pytest.mark.parametrize("read_bytes", [2, 3, 64, 1 << 18])
+@pytest.mark.parametrize("read_bytes", [4, 5, 64, 1 << 18])
 @given(content=st.lists(changes, max_size=20), stops=st.lists(st.integers(0, 20), max_size=4))
 @settings(max_examples=60)
 def test_what_went_in_comes_out_for_every_reader(read_bytes: int, content: list[Change], stops: list[int]) -> None:

@@ -58,6 +58,9 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
 
 BATCH_BYTES: Final = 64 * 1024
+LARGE_BYTES: Final = 256 * 1024
+"""A message above this does not stay in memory beside its record, which has its values."""
+
 EVICT_SECONDS: Final = 1.0
 ADMISSIONS_MAX: Final = 4096
 MISSES_MAX: Final = 20
@@ -136,7 +139,7 @@ class Pipeline:
         self._open_relation: Relation | None = None  # of the newest row, if every change of it is captured as it is
         self._batch: list[Change] = []  # rows of it, not yet with the assembler
         self._batch_bytes = 0
-        self._payloads: Sequence[bytes] = ()  # messages that the reader has handed over
+        self._payloads: list[bytes] = []  # messages that the reader has handed over; b"" for a large one that is done
         self._starts: Sequence[int] = ()  # their LSNs
         self._done = 0  # how many of them were decoded, and taken but for the one that is held
         self._truncated: set[tuple[str, str]] = set()  # tables emptied since the transaction's last row
@@ -206,7 +209,7 @@ class Pipeline:
             self.feed.opened(loaded.snapshot, stream.server_start, missed=is_gap)
         return self._decoder.options()
 
-    def receive(self, payloads: Sequence[bytes], starts: Sequence[int]) -> None:
+    def receive(self, payloads: list[bytes], starts: Sequence[int]) -> None:
         """See ``Sink.receive``."""
         self._payloads, self._starts, self._done = payloads, starts, 0
         self._go_on()
@@ -217,22 +220,26 @@ class Pipeline:
         payloads, starts = self._payloads, self._starts
         for first, end in self._decoder.runs(payloads, self._done):
             if end - first > 1:
-                run = payloads[first:end]
-                changes = self._decoder.decode_run(run, starts[first:end])
+                size = sum(map(len, payloads[first:end]))
+                changes = self._decoder.decode_run(payloads[first:end], starts[first:end])
                 if changes is not None:
                     self._done = end
-                    self._take_run(changes, sum(map(len, run)))
+                    if size > LARGE_BYTES:
+                        payloads[first:end] = [b""] * (end - first)
+                    self._take_run(changes, size)
                     continue
             for at in range(first, end):
-                payload = payloads[at]
-                record = self._decode(payload, starts[at])
+                size = len(payloads[at])
+                record = self._decode(payloads[at], starts[at])
                 self._done = at + 1  # a record that misses something is held
+                if size > LARGE_BYTES:
+                    payloads[at] = b""
                 if record is not None:
-                    self._take_one(record, len(payload))
+                    self._take_one(record, size)
         self._forget_messages()
 
     def _forget_messages(self) -> None:
-        self._payloads = self._starts = ()
+        self._payloads, self._starts = [], ()
         self._done = 0
 
     def _take_run(self, changes: list[Change], size: int) -> None:
@@ -269,7 +276,7 @@ class Pipeline:
                     self._take(*held)
                 self._go_on()
             except CatalogMiss as another:
-                miss = another
+                miss = another.with_traceback(None)  # which holds on to the message
                 if self._done > done:
                     tries = 0  # another message's miss
             else:

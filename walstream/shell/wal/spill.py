@@ -6,6 +6,7 @@ The file has no name and goes with its last user; when to spill is decided in ``
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,8 @@ class FileSpill:
             self._relations.append(change.relation)
         stored = (number, change.operation.value, change.new, change.old, change.lsn, change.ordinal)
         data = _encode(stored)
-        self._file.write(_LENGTH.pack(len(data)) + data)
+        self._file.write(_LENGTH.pack(len(data)))
+        self._file.write(data)
         self._count += 1
 
     def changes(self) -> Sequence[Change]:
@@ -51,26 +53,25 @@ class FileSpill:
     def read(self) -> Iterator[Change]:
         """The changes from the beginning; several readers may be under way. Raises OSError."""
         offset = 0
-        buffer = b""
-        at = 0
-        while True:
-            wanted = _READ_BYTES
-            while len(buffer) - at >= _LENGTH.size:
+        while buffer := os.pread(self._file.fileno(), _READ_BYTES, offset):
+            at = 0
+            while (start := at + _LENGTH.size) <= len(buffer):
                 (size,) = _LENGTH.unpack_from(buffer, at)
-                start = at + _LENGTH.size
-                if len(buffer) - start < size:
-                    wanted = max(wanted, size)  # a large row is read at once, not by growing the buffer in steps
+                if start + size > len(buffer):
                     break
                 at = start + size
-                number, operation, new, old, lsn, ordinal = _decode(memoryview(buffer)[start:at])
-                yield Change(self._relations[number], Operation(operation), new, old, lsn, ordinal)
-            self._file.seek(offset)
-            more = self._file.read(wanted)
-            if not more:
-                return
-            offset += len(more)
-            buffer = buffer[at:] + more
-            at = 0
+                yield self._change(memoryview(buffer)[start:at])
+            if not at:
+                # A row larger than all that was read. While it is told, nothing is in memory but the change itself.
+                (size,) = _LENGTH.unpack_from(buffer)
+                buffer = b""
+                at = _LENGTH.size + size
+                yield self._change(os.pread(self._file.fileno(), size, offset + _LENGTH.size))
+            offset += at
+
+    def _change(self, stored: bytes | memoryview) -> Change:
+        number, operation, new, old, lsn, ordinal = _decode(stored)
+        return Change(self._relations[number], Operation(operation), new, old, lsn, ordinal)
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):  # else there was no place for it

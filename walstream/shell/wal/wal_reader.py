@@ -98,8 +98,8 @@ class Sink(Protocol):
         """
         ...
 
-    def receive(self, payloads: Sequence[bytes], starts: Sequence[int]) -> None:
-        """Take messages, in their order. ``starts``: their LSNs. They may be kept until all are taken.
+    def receive(self, payloads: list[bytes], starts: Sequence[int]) -> None:
+        """Take messages, in their order. ``starts``: their LSNs. The list becomes the sink's own.
 
         Raises DecodeError, with those before the broken message taken, or CatalogMiss: ``recover`` is due then.
         """
@@ -414,13 +414,7 @@ class WalReader:
             payloads: list[bytes] = []
             starts: list[int] = []
             try:
-                for message in islice(iter(read, None), gulp):
-                    payload = message.payload
-                    payloads.append(payload)
-                    starts.append(message.data_start)
-                    size += len(payload)
-                    if size > TICK_BYTES:
-                        break
+                size += _gulp(read, gulp, TICK_BYTES - size, payloads, starts)
             finally:  # if the stream breaks here, what came before that is handed over nevertheless
                 await self._hand_over(payloads, starts, patience)
             count += len(payloads)
@@ -455,7 +449,7 @@ class WalReader:
         while True:
             try:
                 if isinstance(trouble, CatalogMiss):
-                    await self._sink.recover(trouble)
+                    await self._sink.recover(trouble.with_traceback(None))  # its frames hold on to the message
                 else:
                     await self._leave_out(trouble)
             except (CatalogMiss, DecodeError) as another:
@@ -512,6 +506,22 @@ class WalReader:
             slots.drop(opened, self._reading.slot)
 
         await self._database.run(drop)
+
+
+def _gulp(read: Callable[[], Any], count: int, room: int, payloads: list[bytes], starts: list[int]) -> int:
+    """Read messages until there are ``count``, or more than ``room`` bytes. Returns the bytes of them.
+
+    A function of its own, so that nothing but the list holds on to a large one.
+    """
+    size = 0
+    for message in islice(iter(read, None), count):
+        payload = message.payload
+        payloads.append(payload)
+        starts.append(message.data_start)
+        size += len(payload)
+        if size > room:
+            break
+    return size
 
 
 def _boot_clock() -> float:
