@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +24,7 @@ from integration.faults.oracles import back_in_time, quantile
 from integration.faults.scenarios import BY_NAME, SCENARIOS, Scenario
 from tests.support import clean_environment
 
-ORACLES = ("P1", "P2", "P3", "P4", "P8", "P9", "back")
+ORACLES = ("P1", "P2", "P3", "P4", "P6", "P8", "P9", "back")
 SERVERS = ("with-wal2json", "newest")
 BATCH = 10
 """Rounds in one laboratory; the next one begins with a new server and new seeds."""
@@ -61,16 +61,24 @@ class Report:
         yield f"[bold red]{others} times[/]" if others else ""
         pauses = findings.pauses
         yield f"{quantile(pauses, 0.5):.1f} / {quantile(pauses, 0.95):.1f}" if pauses else ""
+        yield f"{findings.peak / 1e6:.0f} MB"
 
 
-def run(scenario: Scenario, source: tuple[str, str], rounds: int, seed: int, rate: float | None) -> Report:
-    """Some rounds of a scenario, in laboratories of ``BATCH`` each. ``source``: decoder and server."""
+def run(
+    scenario: Scenario, source: tuple[str, str], rounds: int, seed: int, more: Mapping[str, float | int | None]
+) -> Report:
+    """Some rounds of a scenario, in laboratories of ``BATCH`` each. ``source``: decoder and server.
+
+    ``more``: what the command line says of the plan; None for nothing.
+    """
     decoder, server = source
     report = Report(scenario, decoder, server)
-    more = {} if rate is None else {"rate": rate}
+    given = {name: value for name, value in more.items() if value is not None}
+    if "scale" not in scenario.plan:
+        given.pop("scale", None)
     while report.rounds < rounds and not report.findings.all:
         plan = Plan(
-            **{"decoder": decoder, "seed": seed + report.rounds, **scenario.plan, **more}, is_newest=server == "newest"
+            **{"decoder": decoder, "seed": seed + report.rounds, **scenario.plan, **given}, is_newest=server == "newest"
         )
         with _directory() as directory:
             try:
@@ -131,6 +139,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, help="what chance begins with; a new one each time unless given")
     parser.add_argument("--rate", type=float, help="row changes a second, about")
+    parser.add_argument(
+        "--scale", type=int, default=100, help="rows of a large transaction, in 10,000; bytes of a large row, in 1 MB"
+    )
     return parser.parse_args()
 
 
@@ -147,9 +158,21 @@ def main() -> int:
         for decoder in scenario.decoders if arguments.server == SERVERS[0] else ("pgoutput",):
             if arguments.decoder in (None, decoder):
                 rounds = arguments.rounds if arguments.scenario else max(1, round(arguments.rounds * scenario.share))
-                reports.append(run(scenario, (decoder, arguments.server), rounds, seed, arguments.rate))
+                more = {"rate": arguments.rate, "scale": arguments.scale}
+                reports.append(run(scenario, (decoder, arguments.server), rounds, seed, more))
     table = Table(title=f"{arguments.rounds} rounds, seed {seed}, {time.monotonic() - begun:.0f} s")
-    for column in ("scenario", "decoder", "rounds", "faults", "changes", "delivered", *ORACLES, "else", "back p50/p95"):
+    for column in (
+        "scenario",
+        "decoder",
+        "rounds",
+        "faults",
+        "changes",
+        "delivered",
+        *ORACLES,
+        "else",
+        "back p50/p95",
+        "peak",
+    ):
         table.add_column(column)
     for report in reports:
         table.add_row(*report.cells())

@@ -57,7 +57,9 @@ RECONNECT_SECONDS = 3.0
 class Plan:
     """How a laboratory is set up. ``settings``: of the server. ``environ``: of the daemon.
 
-    ``few``: two subscribers only. ``keeps_all``: age alone bounds the window, so that P4 can be told.
+    ``few``: two subscribers only. ``scale``: how large a large transaction is, in ten thousands of rows, and a large
+    row, in millions of bytes; subscribers leave both to a counter.
+    ``keeps_all``: age alone bounds the window, so that P4 can be told.
     ``is_newest``: an own server is the newest of this machine, with pgoutput only, instead of the newest with wal2json.
     ``is_pair``: a second daemon on the same slot, and clients come through a balancer that asks both whether they are
     ready. ``through_proxy``: the daemon reaches the server, and clients the daemon, through cutting proxies.
@@ -75,6 +77,7 @@ class Plan:
     few: bool = False
     keeps_all: bool = True
     is_newest: bool = False
+    scale: int = 0
 
     @property
     def window_seconds(self) -> float:
@@ -91,6 +94,7 @@ class Findings:
     delivered: int = 0
     faults: int = 0
     pauses: list[float] = field(default_factory=list)
+    peak: int = 0
 
     def add(self, other: Findings) -> None:
         """Take over what another look has found."""
@@ -99,6 +103,7 @@ class Findings:
         self.changes += other.changes
         self.delivered += other.delivered
         self.faults += other.faults
+        self.peak = max(self.peak, other.peak)
         self.pauses += other.pauses
 
     @property
@@ -249,6 +254,7 @@ class Lab:
             delivered=sum(isinstance(entry, Got) for log in logs for entry in log.entries),
             faults=self.faults,
             pauses=self._pauses(logs),
+            peak=self.daemon.peak_bytes,
         )
         until = time.time() - self.plan.window_seconds - 1
         self._past = [each for each in self._past if each.at >= until]
@@ -347,6 +353,9 @@ def _end(daemon: Daemon) -> None:
 def _everybody(plan: Plan, url: str, dsn: str) -> list[Subscriber]:
     make = partial(Subscriber, url=url, dsn=dsn)
 
+    if plan.scale:
+        tables = ("accounts", "docs", "audit")
+        return [make("resuming", resumes=True, tables=tables), make("plain", resumes=False, tables=tables)]
     few = [make("resuming", resumes=True), make("plain", resumes=False)]
     if plan.few:
         return few

@@ -40,6 +40,21 @@ class Committed(NamedTuple):
     events: Sequence[Event]
 
 
+class Tally(NamedTuple):
+    """How many changes of a transaction came, and a checksum of what they were and in which order.
+
+    ``is_over``: the newest one was marked as the last, and none before it.
+    """
+
+    rows: int = 0
+    checksum: int = 0
+    is_over: bool = False
+
+    def and_then(self, digest: int, *, is_last: bool) -> Tally:
+        """With one change more."""
+        return Tally(self.rows + 1, zlib.crc32(digest.to_bytes(4), self.checksum), is_last and not self.is_over)
+
+
 class Audit(NamedTuple):
     """An audit row: how many rows its transaction changed beside it, and the sum of their shares."""
 

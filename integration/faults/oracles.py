@@ -7,11 +7,11 @@ P1 to P4 and P8 are the promises of docs/reliability.md. Nothing here waits or a
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from integration.faults.observed import Committed, Gap, Got, Joined, Log, Lost, Sample, Timing, Untold
+from integration.faults.observed import Committed, Gap, Got, Joined, Log, Lost, Sample, Tally, Timing, Untold
 from walstream.lsn import Lsn
 
 Complaints = list[str]
@@ -239,6 +239,31 @@ def good_guest(timings: Iterable[Timing]) -> Complaints:
         for timing in timings
         if timing.seconds > timing.bound
     ]
+
+
+def small_enough(peak: int, bound: int) -> Complaints:
+    """P6: how much memory the daemon has had resident at most, in bytes."""
+    return [f"{peak / 1e6:.0f} MB were resident, and {bound / 1e6:.0f} may be"] if peak > bound else []
+
+
+def all_counted(tallies: Mapping[int, Tally], truth: Iterable[Committed], table: str) -> Complaints:
+    """P6, too: transactions that nobody writes down came whole and in order. ``tallies``: by commits' ends."""
+    first, newest = min(tallies, default=0), max(tallies, default=0)
+    expected = {}
+    for transaction in truth:
+        digests = [event.digest for event in transaction.events if event.table == table]
+        if digests and first <= transaction.end <= newest:
+            tally = Tally()
+            for number, digest in enumerate(digests, 1):
+                tally = tally.and_then(digest, is_last=number == len(digests))
+            expected[transaction.end] = tally
+    if not tallies:
+        return ["nothing came"]
+    return [
+        f"of what ends at {Lsn(end)} came {tallies.get(end)}, not {expected.get(end)}"
+        for end in sorted(expected.keys() | tallies.keys())
+        if expected.get(end) != tallies.get(end)
+    ][:_SHOWN]
 
 
 def quantile(values: Sequence[float], part: float) -> float:

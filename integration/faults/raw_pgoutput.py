@@ -16,6 +16,7 @@ PUBLICATION = "tap"
 OPTIONS = ("proto_version=1", f"publication_names={PUBLICATION}", "messages=true")
 _EPOCH = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * 10**6
 _OPERATIONS = {b"I": "INSERT", b"U": "UPDATE", b"D": "DELETE"}
+_BYTEA = 17
 _NUMBERS = {20, 21, 23}  # bigint, smallint, integer
 _I16, _I32, _I64, _BEGIN, _COMMIT = (Struct(form) for form in (">H", ">I", ">Q", ">QqI", ">BQQq"))
 
@@ -73,6 +74,8 @@ class _Reader:
             if kind == b"t":
                 text = self.take(self.unpack(_I32)).decode()
                 value = int(text) if column.type in _NUMBERS else text
+                if column.type == _BYTEA:
+                    value = text.removeprefix("\\x")  # as wal2json has it
             if kind != b"u" and (column.is_key or not key_only):
                 found[column.name] = value
         return found

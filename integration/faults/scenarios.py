@@ -22,6 +22,7 @@ import psycopg2
 from integration.faults import oracles
 from integration.faults.failpoints import POINTS
 from integration.faults.lab import Lab
+from integration.faults.large import PASSING, WHOLE, write_a_large_transaction, write_large_rows
 from integration.faults.observed import Lost, Timing
 from integration.faults.subscribers import Subscriber
 from integration.faults.tap import SLOT
@@ -506,6 +507,8 @@ SCENARIOS = (
     Scenario("slot lost", "12", lose_the_slot,
              {"settings": {"max_slot_wal_keep_size": "96MB", "min_wal_size": "32MB", "max_wal_size": "64MB"}},
              may_gap=True, own_server=True, share=0.1),
+    Scenario("large transaction", "16", write_a_large_transaction, PASSING, share=0.1),
+    Scenario("large row", "17", write_large_rows, WHOLE, share=0.1),
     Scenario("definitions changed", "25", change_definitions, share=0.1),
 )  # fmt: skip
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

@@ -23,6 +23,7 @@ from walstream.lsn import Lsn
 
 SLOT = "tap"
 RETRY_SECONDS = 0.1
+READ_BYTES = 16 << 20
 WAL2JSON_OPTIONS = (
     "format-version=2", "include-transaction=true", "include-lsn=true", "include-xids=true",
     "include-timestamp=true", "include-types=false", "add-tables=public.*",
@@ -82,9 +83,9 @@ class Tap:
         """Every transaction so far that changed something, in the order of the commits."""
         with self._path.open("rb") as file:
             file.seek(self._offset)
-            data = file.read()
-        self._offset += len(data)
-        self._known += self._reader.feed(data)
+            while data := file.read(READ_BYTES):
+                self._offset += len(data)
+                self._known += self._reader.feed(data)
         return self._known
 
     def forget(self, end: int) -> None:

@@ -19,6 +19,7 @@ from integration.faults.observed import (
     Lost,
     Resumed,
     Sample,
+    Tally,
     Timing,
     Untold,
 )
@@ -183,6 +184,51 @@ def test_p4_knows_what_the_window_has_to_hold(sample: Sample, count: int) -> Non
 def test_p8_complains_of_what_took_too_long() -> None:
     assert oracles.good_guest([Timing("a stop", 4.9, 5.0)]) == []
     assert len(oracles.good_guest([Timing("a stop", 5.1, 5.0)])) == 1
+
+
+def test_p6_complains_of_memory() -> None:
+    assert oracles.small_enough(256, 256) == []
+    assert len(oracles.small_enough(257, 256)) == 1
+
+
+def tally(*digests: int, is_over: bool = True) -> Tally:
+    found = Tally()
+    for digest in digests:
+        found = found.and_then(digest, is_last=is_over and digest is digests[-1])
+    return found
+
+
+def test_p6_is_content_with_what_was_counted_whole() -> None:
+    items = {end: tally(end * 10, end * 10 + 2) for end in (200, 300)}
+    assert oracles.all_counted(items, TRUTH, "items") == []
+    assert oracles.all_counted({300: tally(3001)}, TRUTH, "docs") == []
+
+
+@pytest.mark.parametrize(
+    "tallies",
+    [
+        {},
+        {100: tally(1000, 1002), 300: tally(3000, 3002)},
+        {100: tally(1000)},
+        {100: tally(1002, 1000)},
+        {100: tally(1000, 1002, 1002)},
+        {100: tally(1000, 1003)},
+        {100: tally(1000, 1002, is_over=False)},
+        {100: tally(1000, 1002), 101: tally(5)},
+    ],
+    ids=[
+        "nothing",
+        "one is missing",
+        "a part",
+        "reordered",
+        "twice",
+        "other contents",
+        "not marked",
+        "never committed",
+    ],
+)
+def test_p6_complains_of_what_was_counted(tallies: dict[int, Tally]) -> None:
+    assert len(oracles.all_counted(tallies, TRUTH, "items")) == 1
 
 
 def test_pauses_are_judged_by_their_95th_percentile() -> None:

@@ -31,6 +31,8 @@ TIMED = ("CHECKPOINT", "new events", "another stream")
         ("database behind a silent proxy", "pgoutput"),
         ("disk full", "pgoutput"),
         ("rolling restart", "pgoutput"),
+        ("large transaction", "wal2json"),
+        ("large row", "newest"),
     ],
 )
 def test_a_scenario_holds(shared: Open, own: Open, name: str, source: str) -> None:

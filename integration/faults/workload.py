@@ -20,7 +20,7 @@ from psycopg2.extras import execute_values
 from integration.faults.observed import share
 from integration.fixtures.postgres import TestDatabase
 
-TABLES = ("accounts", "items", "docs", "audit")
+TABLES = ("accounts", "items", "docs", "audit", "large")
 ACCOUNTS = 50
 RETRY_SECONDS = 0.05
 
@@ -30,11 +30,14 @@ alter table public.accounts replica identity full;
 create table public.items (id bigserial primary key, n bigint not null, v text);
 create table public.docs (id bigserial primary key, n bigint not null, body text);
 alter table public.docs alter body set storage external;
+create table public.large (id bigserial primary key, n bigint not null default 0, v text, b bytea, j jsonb);
+alter table public.large alter v set storage external, alter b set storage external, alter j set storage external;
 create table public.audit (id bigserial primary key, writer bigint, number bigint, rows bigint, checksum bigint);
-grant select on public.accounts, public.items, public.docs, public.audit to anon, authenticated, service_role;
+grant select on public.accounts, public.items, public.docs, public.audit, public.large
+to anon, authenticated, service_role;
 insert into public.accounts select n, 1000 from generate_series(1, {ACCOUNTS}) n;
 """
-"""Every table has its key in ``id``; ``n`` is what its checksum is made of."""
+"""Every table has its key in ``id``; ``n`` is what its checksum is made of. Writers leave ``large`` alone."""
 
 
 def prepare(database: TestDatabase) -> None:
