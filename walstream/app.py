@@ -92,6 +92,7 @@ from walstream.shell.reload import Commit, Reload, Step, refused
 from walstream.shell.wal.heartbeat import Heartbeat
 from walstream.shell.wal.node_report import NodeReport
 from walstream.shell.wal.pipeline import Pipeline, PipelineSettings
+from walstream.shell.wal.plan_watch import PlanWatch
 from walstream.shell.wal.publication_keeper import PublicationKeeper
 from walstream.shell.wal.slot_keeper import Reading
 from walstream.shell.wal.slot_watch import Look, SlotWatch
@@ -164,6 +165,7 @@ class Daemon:
             snapshots=self._make_snapshots(catalog, router),
             reader=lambda: self.health.reader,
         )
+        self.plan_watch = PlanWatch(self.database, self.pipeline, self.health, config.schema)
         self.report = self._make_report()
         self.mirror = self.pipeline.mirror = self._make_mirror()
         self.expiries = Expiries()
@@ -438,6 +440,7 @@ class Daemon:
                 self.fanout.run,
                 self.judge.run,
                 self.keeper.run,
+                self.plan_watch.run,
                 self.heartbeat.run,
                 self.report.run,
                 self.mirror.run,

@@ -202,6 +202,43 @@ def test_a_table_that_was_made_anew_while_the_daemon_was_down_is_a_gap_where_row
     assert trio.run(again, position) == (("gap", "plan_changed") if is_lost else ("resumed", None))
 
 
+def test_a_table_of_subscriptions_that_is_made_anew_is_loaded_again(node: Node) -> None:
+    """As after a restored schema. The WAL does not tell that the old rows have gone."""
+    node.table("t")
+    node.table("u", captured=False)
+    node.table("witness")
+
+    def exchange() -> None:
+        node.database.execute(
+            "create table realtime.spare (like realtime.subscriptions including all);"
+            "drop table realtime.subscriptions cascade"
+        )
+        eventually(lambda: "is not there" in str(node.health()["reasons"]))
+        node.database.execute(
+            "alter table realtime.spare rename to subscriptions;"
+            "insert into realtime.subscriptions (table_name) values ('public.u'), ('public.witness')"
+        )
+        eventually(lambda: has_said(node, "plan.reloaded"))
+
+    async def main() -> None:
+        async with node.client("t", "witness") as client:
+            await trio.to_thread.run_sync(exchange)
+            assert (await client.next("system")).payload["reason"] == "plan_changed"
+            node.database.execute("insert into t values (1, 'not captured any more')")
+            node.database.execute("insert into witness values (1, '')")
+            assert [change["table"] for change in await client.changes(1)] == ["witness"]
+        async with node.client("u") as client:
+            node.database.execute("insert into u values (1, 'captured now')")
+            assert [change["table"] for change in await client.changes(1)] == ["u"]
+        assert node.health()["status"] == "ready"
+
+    trio.run(main)
+
+
+def has_said(node: Node, event: str) -> bool:
+    return any(line.get("event") == event for line in node.daemon.log())
+
+
 def test_the_plan_may_be_edited_by_sql(node: Node) -> None:
     node.table("t", captured=False)
     node.table("witness")

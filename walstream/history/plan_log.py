@@ -14,6 +14,7 @@ from walstream.history.ring import Ring
 from walstream.lsn import Lsn
 from walstream.model import Transaction
 
+ANY_TABLE: Final = frozenset({("*", "*")})
 CHANGES_MAX: Final = 1000
 """That are remembered while nothing leaves the window; of more the oldest is about any table."""
 
@@ -64,7 +65,7 @@ class PlanLog:
         changes.append(change)
         if len(changes) > CHANGES_MAX:
             changes.popleft()
-            changes[0] = PlanChange(changes[0].commit_lsn, frozenset({("*", "*")}))
+            changes[0] = PlanChange(changes[0].commit_lsn, ANY_TABLE)
 
     def expect(self, anew: Anew, audience: Collection[Hashable]) -> None:
         """The stream may be older than this; see ``Reached``."""

@@ -71,6 +71,7 @@ class Health:
         self.draining = False
         self.reader: ReaderState = "starting"
         self.reader_reason = ""
+        self.plan_reason = ""
         self.round_trip_seconds: float | None = None
         self._clock = clock
         self._started = clock()
@@ -103,6 +104,11 @@ class Health:
         if state == "standby":
             # Another node streams: clients are better off there, and here everything begins anew.
             self._was_ready, self._received = False, None
+        self._announce()
+
+    def plan_is(self, reason: str) -> None:
+        """By whoever watches the table of subscriptions. ``reason``: what is the matter with it, "" for nothing."""
+        self.plan_reason = reason
         self._announce()
 
     def slot_turned(self, turn: str, detail: str) -> None:
@@ -177,6 +183,8 @@ class Health:
             reasons.append(f"database: {self._database_reason}")
         if self.reader != "streaming":
             reasons.append(f"reader: {self.reader}" + (f": {self.reader_reason}" if self.reader_reason else ""))
+        if self.plan_reason:
+            reasons.append(f"plan: {self.plan_reason}")
         if self.slot is not None and self.slot.budget is not None and self.slot.budget.is_alarming:
             reasons.append(f"slot: {self.slot.budget}")
         if self._received is None:

@@ -108,6 +108,7 @@ class Rig:
         self.loaded: deque[Plan] = deque()
         self.plan = Plan([subscription_row(name, name, ["*"]) for name in subscriptions], own_schema="realtime")
         self.snapshot = snapshot
+        self.plan_oid = 1
         self.trips = 0
         self.on_trip: Callable[[], object] = lambda: None
         self.absent = False
@@ -132,6 +133,7 @@ class Rig:
         self.trips += 1
         with (
             mock.patch.object(plan_source, "load", self._load_plan),
+            mock.patch.object(plan_source, "table_oid", return_value=self.plan_oid),
             mock.patch.object(pipeline_module, "load_relations", self._load_relations),
             mock.patch.object(pipeline_module, "load_types", self._load_types),
             mock.patch.object(pipeline_module, "load_rights", self._load_rights),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tests.shell.wal.test_pipeline import Rig, insert, planned, scene
+from tests.shell.wal.test_pipeline import BEFORE, Rig, insert, planned, scene
 from walstream.capture.plan import Plan, subscription_row
-from walstream.history.plan_log import CHANGES_MAX
+from walstream.history.plan_log import ANY_TABLE, CHANGES_MAX, Anew
 from walstream.history.resume import PlanChange
 from walstream.lsn import Lsn
-from walstream.model import Begin, Operation, Snapshot
+from walstream.model import Begin, Commit, Operation, Snapshot
 
 LOADED = Snapshot(50, 50, frozenset(), 10_000, 10_000, 1.0)
 """With which the plan was loaded: what is read again lies before it."""
@@ -106,3 +106,44 @@ def test_xids_that_have_come_round_do_not_make_a_change_of_the_plan_look_old() -
         assert rig.commits == []
 
     scene(main, "public.things", snapshot=LOADED._replace(xmin=ROUND + 50, xmax=ROUND + 50))
+
+
+def replaced(rig: Rig, *tables: str) -> list[Anew]:
+    """The plan's table is another one. Returns what is told of that."""
+    told: list[Anew] = []
+    rig.pipeline.on_anew = told.append
+    rig.plan_oid += 1
+    rig.plan = Plan([subscription_row(name, name, ["*"]) for name in tables], own_schema="realtime")
+    return told
+
+
+def test_the_plan_of_another_table_is_obeyed_from_the_next_transaction_on() -> None:
+    async def main(rig: Rig) -> None:
+        first = await rig.transaction(insert())
+        told = replaced(rig)
+        await rig.feed(Begin(70, 0), insert())
+        await rig.pipeline.reload()
+        assert told == [Anew(ANY_TABLE, BEFORE.insert_lsn)]
+        await rig.feed(insert(2), Commit(first + 5))
+        await rig.transaction(insert())
+        assert rig.commits == [first, first + 5, first + 5], "of a transaction that is under way all or nothing"
+        replaced(rig, "public.things")
+        await rig.pipeline.reload()
+        last = await rig.transaction(insert())
+        assert rig.commits[3:] == [last]
+
+    scene(main, "public.things")
+
+
+def test_a_stream_that_goes_on_takes_the_plan_of_another_table() -> None:
+    async def main(rig: Rig) -> None:
+        first = await rig.transaction(insert())
+        told = replaced(rig)
+        await rig.open()
+        assert len(told) == 1
+        await rig.transaction(insert())
+        assert rig.commits == [first]
+        await rig.open()
+        assert len(told) == 1
+
+    scene(main, "public.things")

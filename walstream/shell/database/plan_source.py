@@ -16,6 +16,7 @@ from walstream.capture.plan import Plan, SubscriptionRow, subscription_row
 from walstream.errors import FilterError
 from walstream.model import Change, Operation, Row, Snapshot
 from walstream.shell.database.join_facts import load_snapshot
+from walstream.shell.database.rows import scalar
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
@@ -35,6 +36,16 @@ class LoadedPlan(NamedTuple):
 
     plan: Plan
     snapshot: Snapshot
+
+
+def table_oid(connection: PgConnection, schema: str) -> int:
+    """Of the table, 0 where there is none. Raises psycopg2.Error."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select coalesce(pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', %s::text, %s::text))::oid::bigint, 0)",
+            (schema, TABLE),
+        )
+        return int(scalar(cursor))
 
 
 def load(connection: PgConnection, schema: str, publication: str) -> LoadedPlan:

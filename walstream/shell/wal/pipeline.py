@@ -19,7 +19,7 @@ from walstream.capture.tally import Tally
 from walstream.decoder import MESSAGE_PREFIX, Decoder
 from walstream.errors import DecodeError, EnvironmentFailure, Invariant
 from walstream.history.assemble import Assembler
-from walstream.history.plan_log import Anew, PlanLog
+from walstream.history.plan_log import ANY_TABLE, Anew, PlanLog
 from walstream.history.resume import PlanChange
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live, settled
@@ -144,6 +144,8 @@ class Pipeline:
         self._done = 0  # how many of them were decoded, and taken but for the one that is held
         self._truncated: set[tuple[str, str]] = set()  # tables emptied since the transaction's last row
         self._held: tuple[Record, int] | None = None  # what misses something, and the bytes of its message
+        self.plan_oid = 0  # of the table that the plan was loaded from, 0 for none
+        self._reloaded: LoadedPlan | None = None  # and to be used when the transaction that is under way ends
         self._plan_snapshot: Snapshot | None = None
         self._first_snapshot: Snapshot | None = None  # until everything is newer than it
         self._server_start = 0.0
@@ -158,9 +160,9 @@ class Pipeline:
         """See ``Sink.open``. Raises DatabaseRefused where ``walstream init`` is due.
 
         A plan that was loaded is one of now. Where the stream goes on, the plan as of what was read last is the right
-        one: what follows was committed under it, until a change of it comes.
+        one: what follows was committed under it, until a change of it comes. One of another table is not.
         """
-        loaded = await self._database.run(self.load)
+        oid, loaded = await self._database.run(self._load_with_oid)
         is_ours = stream.lineage.has(self._ring.cluster, self._ring.newest)
         gap = stream.gap if is_ours else "other_cluster"
         is_gap = bool(gap) or stream.is_new_slot
@@ -202,8 +204,12 @@ class Pipeline:
         self._held = None
         if self._plan_snapshot is None:
             self._first_snapshot = loaded.snapshot
-        if self._plan_snapshot is None or is_gap:
+        is_other = self.plan_oid not in (0, oid)
+        if self._plan_snapshot is None or is_gap or is_other:
             self._plan_snapshot, self.plan = loaded.snapshot, loaded.plan
+        self.plan_oid, self._reloaded = oid, None
+        if is_other:
+            self.on_anew(Anew(ANY_TABLE, loaded.snapshot.insert_lsn))
         self._use(self.plan)
         if self.feed is not None:
             self.feed.opened(loaded.snapshot, stream.server_start, missed=is_gap)
@@ -455,6 +461,7 @@ class Pipeline:
             ring.pass_by(transaction.commit_lsn)
         if overtaken is not None:
             self.on_overtaken(overtaken, ())  # what is told afterwards comes after it
+        self._use_reloaded()
 
     def _is_news(self, transaction: Transaction) -> bool:
         """Whether it was committed since this process began, so that no other has told of it."""
@@ -498,6 +505,24 @@ class Pipeline:
         """Tables are captured anew: ``on_overtaken`` when the stream is there. ``joins``: those that are concerned."""
         self._plan_log.expect(anew, joins)
 
+    async def reload(self) -> None:
+        """The plan's table was made anew: capture by what it says now. Raises WalstreamError.
+
+        Rows of the old one are not deleted in the WAL; those of the new one may have been, before it was published.
+        """
+        await self._keeper.settle(self.plan, anew=True)
+        self.plan_oid, loaded = await self._database.run(self._load_with_oid)
+        self._reloaded = loaded
+        self.on_anew(Anew(ANY_TABLE, loaded.snapshot.insert_lsn))
+        if not self._assembler.is_open:
+            self._use_reloaded()
+
+    def _use_reloaded(self) -> None:
+        loaded, self._reloaded = self._reloaded, None
+        if loaded is not None:
+            self._plan_snapshot = loaded.snapshot
+            self._use(loaded.plan)
+
     @property
     def lacks_generated(self) -> bool:
         """Whether changes come without stored generated columns: pgoutput leaves them out."""
@@ -506,6 +531,10 @@ class Pipeline:
     def load(self, connection: PgConnection) -> LoadedPlan:
         """The plan of now, which may be newer than what the stream has reached. Blocks; raises psycopg2.Error."""
         return plan_source.load(connection, self._settings.schema, self._settings.publication)
+
+    def _load_with_oid(self, connection: PgConnection) -> tuple[int, LoadedPlan]:
+        # Its OID first: if the table is exchanged in between, that is noticed later.
+        return plan_source.table_oid(connection, self._settings.schema), self.load(connection)
 
     async def settle(self, plan: Plan, tables: Collection[int]) -> None:
         """See ``Plans.settle``."""
