@@ -155,6 +155,7 @@ class Daemon:
         self.watch = self._make_watch()
         self.watch.ask_also = lambda connection: cut_lost(connection, self.pools)
         self.watch.gauge.own_bytes = config.wal_budget_bytes
+        self.snapshots = self._make_snapshots(catalog, router)
         self.joins = Joins(
             database=self.database,
             catalog=catalog,
@@ -162,7 +163,7 @@ class Daemon:
             fanout=self.fanout,
             access=access,
             plans=self.pipeline,
-            snapshots=self._make_snapshots(catalog, router),
+            snapshots=self.snapshots,
             reader=lambda: self.health.reader,
         )
         self.plan_watch = PlanWatch(self.database, self.pipeline, self.health, config.schema)
@@ -358,6 +359,10 @@ class Daemon:
         watch("messages_stored", lambda: self.store.stored)
         watch("history_bytes", lambda: self.ring.size)
         watch("clients_behind", lambda: len(self.fanout.pursuits))
+        watch("snapshots", lambda: self.snapshots.running)
+        watch("snapshots_waiting", lambda: len(self.snapshots) - self.snapshots.running)
+        watch("snapshot_pages", lambda: self.snapshots.pages_out)
+        watch("snapshot_rows", lambda: self.snapshots.rows_out)
         watch("rows_to_judge", lambda: len(self.judge))
         watch("history_seconds", lambda: self.ring.seconds_kept(trio.current_time()))
 

@@ -52,7 +52,7 @@ class Pages:
         self._rows: list[bytes] = []
         self._size = 0
         self._number = 0
-        self._total = 0
+        self.total = 0  # rows of all pages so far
 
     def add(self, row: Row) -> list[bytes]:
         """Take one row. Returns the pages that it makes full: none, one, or two where it is too large."""
@@ -74,14 +74,14 @@ class Pages:
     def _page(self, *, last: bool, errors: bytes = b"null") -> bytes:
         rows, self._rows, self._size = self._rows, [], 0
         self._number += 1
-        self._total += len(rows)
+        self.total += len(rows)
         return b'%b%b],"errors":%b,"page":%d,"count":%d,"total":%d,"estimate":%b,"last":%b}}' % (
             self._head,
             b",".join(rows),
             errors,
             self._number,
             len(rows),
-            self._total,
+            self.total,
             self._estimate,
             b"true" if last else b"false",
         )

@@ -42,6 +42,10 @@ Watched = Literal[
     "policy_failures",
     "rows_to_judge",
     "clients_behind",
+    "snapshots",
+    "snapshots_waiting",
+    "snapshot_pages",
+    "snapshot_rows",
 ]
 
 SLOT_TURNS: Final = (
@@ -99,6 +103,10 @@ WATCHED: Final[dict[Watched, _Description]] = {
     "policy_questions": _Description(CounterMetricFamily, "Questions about private rooms that policies answered."),
     "policy_failures": _Description(CounterMetricFamily, "Of these, those that failed or took too long."),
     "clients_behind": _Description(GaugeMetricFamily, "Joins served from the history: resuming and slow clients."),
+    "snapshots": _Description(GaugeMetricFamily, "Snapshots whose rows are being read and sent."),
+    "snapshots_waiting": _Description(GaugeMetricFamily, "Snapshots that wait for their turn."),
+    "snapshot_pages": _Description(CounterMetricFamily, "Pages of snapshots handed to outboxes."),
+    "snapshot_rows": _Description(CounterMetricFamily, "Rows in them."),
     "rows_to_judge": _Description(GaugeMetricFamily, "Rows that PostgreSQL has yet to judge, once per viewer."),
 }
 

@@ -242,3 +242,27 @@ def test_a_role_that_may_not_gets_no_more_pages() -> None:
         assert rig.is_clean
 
     scene(main)
+
+
+def test_who_asks_for_many_has_one_after_the_other() -> None:
+    """The second place is not theirs, although they came first."""
+
+    async def main(rig: Rig, tables: Tables) -> None:
+        rig.snapshots._limits = rig.snapshots._limits._replace(at_once=2)
+        rig.snapshots._turns = trio.Semaphore(2)
+        greedy, other = Owner(rig), Owner(rig)
+        many = [rig.ask(greedy, ALL, topic=f"t{number}") for number in range(3)]
+        await wait_all_tasks_blocked()
+        assert (rig.snapshots.running, len(rig.snapshots)) == (1, 3)
+        serial = rig.ask(other, ALL)
+        await wait_all_tasks_blocked()
+        assert (rig.snapshots.running, len(rig.snapshots)) == (2, 4)
+        greedy.leave(many[1])
+        tables.gate.set()
+        await wait_all_tasks_blocked()
+        for owner, each in ((greedy, many[0]), (greedy, many[2]), (other, serial)):
+            assert shown(owner, each) == list(range(7))
+        assert (rig.snapshots.running, len(rig.snapshots), rig.snapshots._own_turns) == (0, 0, {})
+        assert (rig.snapshots.rows_out, rig.snapshots.pages_out) == (21, 12)
+
+    scene(main)

@@ -7,7 +7,8 @@ docs/discussion/resume.md.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
@@ -143,7 +144,8 @@ class Snapshots:
     """Reads what joins want, each by a task and a connection of its own, while ``run`` is running.
 
     A join's member is held meanwhile, so that pages hold up nobody; at the end it goes on from the ring. Whatever goes
-    wrong, the client is told of a gap, and what follows is live.
+    wrong, the client is told of a gap, and what follows is live. Who asks for many has one after the other, so that it
+    takes nobody else's turn.
     """
 
     def __init__(
@@ -167,12 +169,19 @@ class Snapshots:
         self._plans = plans
         self._limits = limits
         self._turns = trio.Semaphore(limits.at_once)
+        self._own_turns: dict[JoinOwner, trio.Lock] = {}
+        self.pages_out = self.rows_out = 0
         self._jobs: dict[Hashable, _Job] = {}
         self._nursery: trio.Nursery | None = None
 
     def __len__(self) -> int:
         """Snapshots under way, or waiting for their turn."""
         return len(self._jobs)
+
+    @property
+    def running(self) -> int:
+        """Those under way."""
+        return self._limits.at_once - self._turns.value
 
     def begin(self, key: Hashable, wanted: Wanted, standing: Callable[[], Standing]) -> None:
         """Send pages soon, then release the join's member. ``standing`` holds until ``forget``."""
@@ -213,13 +222,23 @@ class Snapshots:
         with job.scope:
             taken = None
             with job.reading:
-                async with self._turns:
+                async with self._turn(job.wanted.owner):
                     job.reading.deadline = trio.current_time() + self._limits.seconds
                     taken = await self._read(job)
             # No await from here on: what is found in the ring is there when the member is released.
             if self._jobs.get(key) is job:
                 del self._jobs[key]
                 self._go_on(job, taken)
+
+    @asynccontextmanager
+    async def _turn(self, owner: JoinOwner) -> AsyncIterator[None]:
+        own = self._own_turns.setdefault(owner, trio.Lock())
+        try:
+            async with own, self._turns:
+                yield
+        finally:
+            if not own.locked():
+                self._own_turns.pop(owner, None)
 
     def _go_on(self, job: _Job, taken: _Taken | None) -> None:
         """Let the join have its changes: those after the snapshot, or only what is live."""
@@ -290,6 +309,7 @@ class Snapshots:
         while not source.has_ended:
             if source.is_empty:
                 await session.run(source.read)
+            rows = source.rows
             try:
                 pages = source.take()
             except CatalogMiss as miss:
@@ -298,6 +318,8 @@ class Snapshots:
             for page in pages:
                 await _room(owner.outbox, len(page))
                 owner.push(wanted.serial, EVENT, page)
+                self.pages_out += 1
+            self.rows_out += source.rows - rows
             await trio.lowlevel.checkpoint()
 
     async def _source(self, job: _Job, at: int, wish: Wish, moment: Moment, role: str) -> _Source:
@@ -409,6 +431,11 @@ class _Source:
     def is_empty(self) -> bool:
         """Whether there is nothing to take before the next ``read``."""
         return not self._rows and not self._is_read
+
+    @property
+    def rows(self) -> int:
+        """In pages so far."""
+        return self._pages.total
 
     def read(self, connection: PgConnection) -> None:
         """Fetch some more rows."""
