@@ -393,9 +393,9 @@ class Daemon:
             self._away = trio.Event()
             await self.edge.sockets.drain(SERVICE_RESTART, REASON_DRAIN)
 
-    def _skipped(self, commit_lsn: Lsn) -> None:
-        self.ring.skipped = max(self.ring.skipped, Lsn(commit_lsn + 1))  # its end lies beyond its beginning
-        self._tell_gap("poison_skipped")
+    def _skipped(self, record_lsn: Lsn, table: tuple[str, str] | None) -> None:
+        change = self.pipeline.left_out(record_lsn, table)
+        self._tell_gap(change.reason, lambda wish: change.concerns(0, (wish.schema, wish.table)))
 
     def _captured_anew(self, anew: Anew) -> None:
         """Who is here now misses what was written before; whoever joins from now on does not."""

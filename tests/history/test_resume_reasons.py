@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from walstream.history.lineage import Lineage
+from walstream.history.plan_log import PlanLog
 from walstream.history.position import Position
 from walstream.history.resume import POISON_SKIPPED, SLOT_LOST, TOO_OLD, Start, resume, standing
 from walstream.history.ring import Ring
@@ -44,19 +45,18 @@ def test_what_a_younger_slot_never_had_is_another_cause_than_what_has_left_the_w
     assert answer(window(is_new=is_new), at) == reason
 
 
-@pytest.mark.parametrize(
-    ("skipped", "at", "reason"),
-    [
-        (150, 149, TOO_OLD), (250, 149, POISON_SKIPPED), (250, 249, POISON_SKIPPED), (250, 250, ""),
-        (400, 300, POISON_SKIPPED),
-    ],
-)  # fmt: skip
-def test_what_was_left_out_is_the_cause_as_long_as_the_window_reaches_back_to_it(
-    skipped: int, at: int, reason: str
-) -> None:
+@pytest.mark.parametrize(("at", "told"), [(200, True), (300, True), (400, True), (401, False)])
+def test_who_has_not_got_beyond_what_was_left_out_is_told_if_it_is_of_that_table(at: int, *, told: bool) -> None:
+    """Its commit record begins at 400."""
     ring = window()
-    ring.skipped = Lsn(skipped)
-    assert answer(ring, at) == reason
+    log = PlanLog(ring)
+    log.left_out(400, TABLE)
+    position = Position("abcd", 0, Lsn(at), 0)
+    assert (resume(ring, position, FAR, log.changes, TABLE) == POISON_SKIPPED) is told
+    assert isinstance(resume(ring, position, FAR, log.changes, ("public", "u")), Start)
+    assert isinstance(resume(ring, standing(ring, ring.end), FAR, log.changes, TABLE), Start), "who was told"
+    log.left_out(0, None)
+    assert resume(ring, Position("abcd", 0, Lsn(300), 0), FAR, log.changes, ("public", "u")) == POISON_SKIPPED
 
 
 def test_another_slot_begins_where_the_first_one_did_not() -> None:
@@ -79,6 +79,7 @@ def test_the_position_of_a_gap_goes_on_with_everything_after_it(
 ) -> None:
     """Of a gap that is told now, and of one that a join is told whose snapshot sees all or some."""
     ring = Ring(bytes_max=200, seconds=1e9, wal_bytes=1 << 60)
+    log = PlanLog(ring)
     lsn = 1000
 
     def play(happened: list[tuple[str, int]]) -> None:
@@ -91,8 +92,9 @@ def test_the_position_of_a_gap_goes_on_with_everything_after_it(
                 ring.pass_by(lsn)
             elif what in ("restart", "new"):
                 ring.restart(Lineage("abcd"), lsn, is_new=what == "new")
+                log.clear()
             elif what == "skip":
-                ring.skipped = Lsn(lsn + 1)
+                log.left_out(lsn, TABLE)
             elif what == "evict":
                 ring.evict(2e9 if size < 10 else 0)
             else:
@@ -105,7 +107,7 @@ def test_the_position_of_a_gap_goes_on_with_everything_after_it(
     told, joined = standing(ring, ring.end), standing(ring, ring.before_live(snapshot, ring.next_sequence))
     last = lsn
     for position, missed in ((told, []), (joined, live)):
-        found = resume(ring, position, FAR, (), TABLE)
+        found = resume(ring, position, FAR, log.changes, TABLE)
         if found == POISON_SKIPPED:
             assert missed, "what lies before that has yet to come"
             continue
@@ -113,5 +115,5 @@ def test_the_position_of_a_gap_goes_on_with_everything_after_it(
         assert all(not found.covers(each, 0) for each in missed)
         assert not found.covers(last + 10, 0)
     play([each for each in after if each[0] in ("append", "pass")])
-    found = resume(ring, told, FAR, (), TABLE)
+    found = resume(ring, told, FAR, log.changes, TABLE)
     assert found == TOO_OLD or isinstance(found, Start)

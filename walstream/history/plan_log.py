@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Collection, Hashable, Sequence
 from typing import Final, NamedTuple
 
-from walstream.history.resume import PlanChange
+from walstream.history.resume import POISON_SKIPPED, PlanChange
 from walstream.history.ring import Ring
 from walstream.lsn import Lsn
 from walstream.model import Transaction
@@ -60,12 +60,23 @@ class PlanLog:
         self._writers.clear()
 
     def add(self, change: PlanChange) -> None:
-        """A commit has changed the plan."""
+        """Take note of a change."""
         changes = self._changes
         changes.append(change)
         if len(changes) > CHANGES_MAX:
             changes.popleft()
             changes[0] = PlanChange(changes[0].commit_lsn, ANY_TABLE)
+
+    def left_out(self, record_lsn: int, table: tuple[str, str] | None) -> PlanChange:
+        """Something of the transaction whose commit record begins there, 0 if unknown, could not be read.
+
+        ``table``: what it was about, None if nobody knows. It was committed after all that was read before it.
+        """
+        at = Lsn(max(record_lsn, self._ring.newest) + 1)  # its end lies beyond that
+        change = PlanChange(at, ANY_TABLE if table is None else frozenset({table}), POISON_SKIPPED)
+        self.add(change)
+        self._ring.told = at
+        return change
 
     def expect(self, anew: Anew, audience: Collection[Hashable]) -> None:
         """The stream may be older than this; see ``Reached``."""

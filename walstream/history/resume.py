@@ -39,10 +39,14 @@ class Start(NamedTuple):
 
 
 class PlanChange(NamedTuple):
-    """A commit that changed what is captured. ``tables``: (schema, table) as ``Plan`` names them, "*" for any."""
+    """A commit that changed what is captured, or a place where something was left out.
+
+    ``tables``: (schema, table) as ``Plan`` names them, "*" for any. ``reason``: in the word that clients are told.
+    """
 
     commit_lsn: Lsn
     tables: frozenset[tuple[str, str]]
+    reason: str = PLAN_CHANGED
 
     def concerns(self, position: int, wished: tuple[str, str]) -> bool:
         """Whether it comes after that commit end and is about what is ``wished`` (schema and table, "*" for any)."""
@@ -63,12 +67,11 @@ def resume(
     """
     if not ring.lineage.has(position.cluster, position.commit_lsn) or position.commit_lsn > server_lsn:
         return OTHER_CLUSTER
-    if position.commit_lsn < ring.skipped and ring.floor <= ring.skipped:
-        return POISON_SKIPPED
     if position.commit_lsn < ring.floor:
         return SLOT_LOST if position.commit_lsn < ring.begins else TOO_OLD
-    if any(change.concerns(position.commit_lsn, wished) for change in plan_changes):
-        return PLAN_CHANGED
+    for change in plan_changes:
+        if change.concerns(position.commit_lsn, wished):
+            return change.reason
     if not position.xid:
         return Start(position.commit_lsn, EVERYTHING)
     if ring.floor < position.commit_lsn <= ring.newest:

@@ -42,7 +42,6 @@ class Ring:
     ``confirmable`` is the newest commit end before the window: the only position that may be confirmed, and always
     below the oldest commit that is still in it. The last two bounds are kept by the owner's ``evict``, which
     has to be called while no transactions come, too. ``size``: bytes that the transactions hold in memory.
-    ``skipped``: something that was committed before it, and after what came before that, could not be read.
     ``told``: up to where clients were told that changes may be missing. ``begins``: where a slot begins that does not
     go on with what there was before, 0 where that is not known. ``floor``: every commit after it that brought something
     to keep is in the ring, or is yet to come.
@@ -58,7 +57,6 @@ class Ring:
         self.next_sequence = 0
         self.newest = Lsn(0)  # commit end of the newest transaction that was appended or passed by
         self.confirmable = Lsn(0)
-        self.skipped = Lsn(0)
         self.told = Lsn(0)
         self.begins = Lsn(0)
         self._start = Lsn(0)  # where the slot's stream began
@@ -83,7 +81,7 @@ class Ring:
     @property
     def end(self) -> Lsn:
         """A commit end after which everything is yet to come that may still come."""
-        return max(self.newest, self.floor, self.skipped, self.told)
+        return max(self.newest, self.floor, self.told)
 
     @property
     def oldest_sequence(self) -> int:
@@ -168,7 +166,7 @@ class Ring:
         self._by_xid.clear()
         self._highest_xid = None
         self.size = 0
-        self.newest = self.confirmable = self.skipped = self.told = self._dropped = Lsn(0)
+        self.newest = self.confirmable = self.told = self._dropped = Lsn(0)
         self._start = Lsn(start)
         self.begins = Lsn(start if is_new else 0)
         self.lineage = lineage

@@ -11,6 +11,7 @@ from tests.shell.fanout_support import changes
 from tests.shell.joins_support import Owner, Rig, World
 from walstream.channel.effects import SUBSCRIBED
 from walstream.history.lineage import Lineage
+from walstream.history.plan_log import PlanLog
 from walstream.lsn import Lsn
 from walstream.model import Snapshot, Transaction
 from walstream.shell.clients.starts import GAP, RESUMED
@@ -41,7 +42,7 @@ def test_a_gap_is_told_once_to_whoever_comes_back_with_its_position(reason: str)
             rig.commit = 500
             rig.ring.restart(Lineage("00000000"), rig.commit, is_new=True)
         elif reason == "poison_skipped":
-            rig.ring.skipped = Lsn(rig.commit + 5)
+            rig.world.replanned.append(PlanLog(rig.ring).left_out(rig.commit + 5, ("public", "things")))
         rig.joins.gap(reason)
         details = owner.details[serial][-1]
         assert (details["event"], details["reason"]) == ("gap", reason)

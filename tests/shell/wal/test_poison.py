@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
 
-from tests.shell.database_support import FakeConnection
+from tests.shell.database_support import FakeConnection, FakeCursor
 from tests.support import run
 from walstream.errors import DatabaseRefused, DatabaseUnreachable, DecodeError
 from walstream.lsn import Lsn
@@ -31,11 +32,28 @@ DEFAULT = (
 )
 
 
+class Cursor(FakeCursor):
+    def execute(self, statement: str, parameters: Sequence[object] = ()) -> None:
+        super().execute(statement, parameters)
+        if "pg_partition_root" in statement:
+            assert isinstance(self._connection, Connection)
+            self._row = self._connection.root
+
+
+class Connection(FakeConnection):
+    """``root``: what the catalog says of every table."""
+
+    root: Sequence[object] | None = ("public", "root")
+
+    def cursor(self) -> Cursor:
+        return Cursor(self)
+
+
 class Asked:
     """The database: what was asked of it."""
 
     def __init__(self) -> None:
-        self.connection = FakeConnection(usual=("public.t",))
+        self.connection = Connection(usual=("public.t",))
 
     async def run(self, work: Any) -> Any:
         return work(self.connection)
@@ -51,12 +69,16 @@ class Scene:
         self.metrics = Metrics()
         self.poison = Poison(cast(Database, self.asked), self.metrics, slot="s", schema="realtime")
         self.poison.policy = policy
-        self.gaps = 0
+        self.tables: list[tuple[str, str] | None] = []
         self.poison.on_skipped = self._gap
 
-    def _gap(self, commit_lsn: Lsn) -> None:
-        assert commit_lsn in (0x90, 0x100)
-        self.gaps += 1
+    def _gap(self, record_lsn: Lsn, table: tuple[str, str] | None) -> None:
+        assert record_lsn in (0x90, 0x100)
+        self.tables.append(table)
+
+    @property
+    def gaps(self) -> int:
+        return len(self.tables)
 
     def meet(self, payload: bytes, lsn: int = 5, xid: int = 7) -> bool:
         broken = Broken(payload, lsn, xid, DecodeError("not a wal2json message", payload), 0x90)
@@ -171,3 +193,30 @@ def test_a_transaction_that_is_not_known_or_may_not_go_is_stood_still_for(
 )
 def test_what_is_the_transactions_fault(error: DatabaseRefused | DatabaseUnreachable, *, is_it: bool) -> None:
     assert is_undecodable(error) is is_it
+
+
+def test_who_may_want_the_table_is_told_once_for_each_transaction_and_table() -> None:
+    scene = Scene()
+    for _ in range(TRIES):
+        scene.meet(TYPE)
+    assert scene.tables == [("public", "root")]
+    other = TYPE.replace(b'"table":"t"', b'"table":"Odd \\"t"')
+    for _ in range(TRIES):
+        scene.meet(other, lsn=6)
+    assert len(scene.tables) == 2, "another table of the same transaction"
+    asked = [values for statement, values in scene.asked.connection.executed if "pg_partition_root" in str(statement)]
+    assert asked == [(0, "public", "t"), (0, "public", 'Odd "t')]
+    scene.meet(other, lsn=7)
+    assert len(scene.tables) == 2
+
+
+@pytest.mark.parametrize(
+    "payload", [b'{"action":"M"}', b'{"schema":"public","table":"\\x"}', TYPE, b"I\x00\x00\x40\x05N", b"M"]
+)
+def test_where_nobody_can_say_which_table_it_was_everybody_is_told(payload: bytes) -> None:
+    """No row, no name, or a table that has been dropped since."""
+    scene = Scene()
+    scene.asked.connection.root = None
+    for _ in range(TRIES):
+        scene.meet(payload)
+    assert scene.tables == [None]

@@ -29,7 +29,7 @@ def test_under_skip_a_broken_message_is_left_out_after_all_tries() -> None:
     rig = Rig(*[Wire(message(b"a"), message(b"broken"), message(b"b")) for _ in range(TRIES)])
     rig.reader.poison.policy = "skip"
     told: list[str] = []
-    rig.reader.poison.on_skipped = lambda _: told.append("gap")
+    rig.reader.poison.on_skipped = lambda *_: told.append("gap")
     rig.run(seconds=30)
     assert rig.base.skipped == [b"broken"]
     assert rig.base.received[-1] == b"b"
@@ -48,7 +48,7 @@ def test_what_the_server_cannot_decode_is_advanced_past_under_skip(state: str) -
     rig.base.under_way = UnderWay(7, 0x100)
     rig.reader.poison.policy = "skip"
     told: list[str] = []
-    rig.reader.poison.on_skipped = lambda _: told.append("gap")
+    rig.reader.poison.on_skipped = lambda *_: told.append("gap")
     advanced: list[str] = []
     with mock.patch.object(Base, "run", _running(advanced)):
         rig.run(seconds=2)

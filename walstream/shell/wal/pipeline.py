@@ -501,6 +501,10 @@ class Pipeline:
         """See ``Plans.plan_changes``."""
         return self._plan_log.changes
 
+    def left_out(self, record_lsn: int, table: tuple[str, str] | None) -> PlanChange:
+        """See ``PlanLog.left_out``."""
+        return self._plan_log.left_out(record_lsn, table)
+
     def expect(self, anew: Anew, joins: Collection[Hashable]) -> None:
         """Tables are captured anew: ``on_overtaken`` when the stream is there. ``joins``: those that are concerned."""
         self._plan_log.expect(anew, joins)

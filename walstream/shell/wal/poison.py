@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+import msgspec
 import structlog
 
 from walstream.errors import DatabaseRefused, DecodeError, WalstreamError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as PgConnection  # noqa: N812 - a class under its role's name
 
 Policy = Literal["stop", "skip"]
+Table: TypeAlias = tuple[str, str]
 
 TRIES: Final = 3
 """How often the stream begins again before what stops it counts as poison."""
@@ -35,6 +37,13 @@ OURS_TO_WAIT_FOR: Final = frozenset({"08", "25", "28", "53", "55", "57", "58"})
 """Classes of SQLSTATEs that are no transaction's fault: connections, rights, memory, locks, shutdown, disks."""
 
 _TABLE: Final = re.compile(rb'"schema":"((?:[^"\\]|\\.)*)","table":"((?:[^"\\]|\\.)*)"')
+_ROOT: Final = """
+select n.nspname, c.relname
+  from (select coalesce(nullif(%s::oid, 0)::regclass,
+                        pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', %s::text, %s::text)))) as named (it)
+  join pg_catalog.pg_class c on c.oid = coalesce(pg_catalog.pg_partition_root(named.it), named.it)
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+"""
 _ROWS: Final = frozenset(b"IUD")
 
 log = structlog.get_logger()
@@ -63,12 +72,13 @@ class UnderWay(NamedTuple):
 class Poison:
     """Counts tries, and sets aside what ``policy`` lets go.
 
-    ``on_skipped``: changes are missing for whoever has not got beyond this commit, named by where its record begins.
+    ``on_skipped``: changes are missing for whoever has not got beyond this commit, named by where its record begins,
+    and wants the table, as clients know it; None where nobody knows which it was.
     """
 
     def __init__(self, database: Database, metrics: Metrics, *, slot: str, schema: str) -> None:
         self.policy: Policy = "stop"
-        self.on_skipped: Callable[[Lsn], object] = lambda lsn: None
+        self.on_skipped: Callable[[Lsn, Table | None], object] = lambda lsn, table: None
         self._database = database
         self._metrics = metrics
         self._slot = slot
@@ -78,6 +88,7 @@ class Poison:
         self._let_go: set[bytes] = set()  # tables with a message for which all tries were made
         self._last_xid = -1
         self._parked = 0  # of that transaction
+        self._told: set[bytes] = set()  # tables of that transaction
         self.stuck_after = Lsn(0)  # the newest commit before what the stream cannot get past
 
     @property
@@ -116,9 +127,8 @@ class Poison:
             self._let_go.clear()
             return False
         self.passed()
-        is_news = broken.xid != self._last_xid
-        if is_news:
-            self._last_xid, self._parked = broken.xid, 0
+        if broken.xid != self._last_xid:
+            self._last_xid, self._parked, self._told = broken.xid, 0, set()
         if self._parked < PARKED_PER_TRANSACTION:
             self._parked += 1
             name = await self._name(broken.payload, table)
@@ -126,8 +136,9 @@ class Poison:
             content = broken.payload
             await self._park(Parked(self._slot, plugin, Lsn(broken.lsn), broken.xid, name, reason, content))
         self._tell("message", Lsn(broken.lsn), broken.xid, table.decode("utf-8", "replace"), broken.error)
-        if is_news:
-            self.on_skipped(Lsn(broken.commit_lsn))
+        if table not in self._told:
+            self._told.add(table)
+            self.on_skipped(Lsn(broken.commit_lsn), await self._root(broken.payload))
         return True
 
     async def leave_out(
@@ -154,7 +165,7 @@ class Poison:
             Parked(self._slot, plugin, Lsn(begun.lsn), begun.xid, "", f"{error.message} ({error.sqlstate})")
         )
         self._tell("transaction", Lsn(begun.lsn), begun.xid, "", error)
-        self.on_skipped(Lsn(begun.lsn))
+        self.on_skipped(Lsn(begun.lsn), None)
         return position
 
     async def _park(self, what: Parked) -> None:
@@ -173,6 +184,20 @@ class Poison:
 
         return await self._database.run(ask)
 
+    async def _root(self, payload: bytes) -> Table | None:
+        """The table, or of a partition the one that it belongs to; None where the catalog does not know it."""
+        named = _named(payload)
+        if named is None:
+            return None
+
+        def ask(opened: PgConnection) -> Table | None:
+            with opened.cursor() as cursor:
+                cursor.execute(_ROOT, named)
+                row = cursor.fetchone()
+                return None if row is None else (str(row[0]), str(row[1]))
+
+        return await self._database.run(ask)
+
     def _tell(self, what: str, lsn: Lsn, xid: int, table: str, error: WalstreamError) -> None:
         self._metrics.poison_skipped.labels(what).inc()
         log.warning(
@@ -187,6 +212,21 @@ def table_of(payload: bytes) -> bytes:
         found = _TABLE.search(payload)
         return b"" if found is None else found[1] + b"." + found[2]
     return payload[1:5] if payload[:1] and payload[0] in _ROWS and len(payload) >= 5 else b""
+
+
+def _named(payload: bytes) -> tuple[int, str, str] | None:
+    """A row's table as ``_ROOT`` takes it: by its OID, or by its names; None for what is no row."""
+    if payload[:1] == b"{":
+        found = _TABLE.search(payload)
+        if found is None:
+            return None
+        try:
+            schema, name = [msgspec.json.decode(b'"%b"' % text, type=str) for text in found.groups()]
+        except msgspec.DecodeError:
+            return None
+        return 0, schema, name
+    table = table_of(payload)
+    return (int.from_bytes(table), "", "") if table else None
 
 
 def is_undecodable(error: WalstreamError) -> bool:
