@@ -406,8 +406,9 @@ def laboratory(directory: Path, plan: Plan, cluster: Cluster | None = None) -> I
             where = f"host=127.0.0.1 port={proxies[0].port} dbname={database.name} user=postgres"
         for proxy in proxies:
             stack.enter_context(proxy)
-        # A status update every other second, whoever the server is.
-        where += f" options='-c wal_sender_timeout={SETTINGS['wal_sender_timeout']}'"
+        # Of the daemon's own stream, whoever the server is: usually a status update every other second.
+        patience = {**SETTINGS, **plan.settings}["wal_sender_timeout"]
+        where += f" options='-c wal_sender_timeout={patience}'"
         daemon = _daemon(stack, plan, where, directory, port)
         daemon.start()
         lab = Lab(plan, database, daemon, tap)
