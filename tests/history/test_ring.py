@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from tests.shell.fanout_support import changes
 from walstream.history.lineage import Lineage
 from walstream.history.position import Position
-from walstream.history.resume import TOO_OLD, Start, resume
-from walstream.history.ring import Ring
+from walstream.history.resume import TOO_OLD, Start, resume, standing
+from walstream.history.ring import EVERYTHING, Ring
 from walstream.history.visibility import is_live
 from walstream.lsn import Lsn
 from walstream.model import Snapshot, Transaction
@@ -122,13 +124,31 @@ def test_what_brings_nothing_ages_no_position() -> None:
     """Who was told of the newest change goes on from it, however much others wrote meanwhile."""
     made = ring(seconds=10)
     made.append(transaction(10, xid=7), 0)
-    made.append(transaction(20, xid=8), 1)
+    made.append(msgspec.structs.replace(transaction(20, xid=8), changes=[*changes(1, 2)]), 1)
     made.evict(100)
     made.pass_by(30)
     assert (len(made), made.floor, made.confirmable) == (0, 20, 30)
-    known = Position(made.cluster, 8, Lsn(20), 0)
-    assert resume(made, known, Lsn(30), (), ("public", "t")) == Start(Lsn(20), 0, 8)
+    known = Position(made.cluster, 8, Lsn(20), 1)
+    assert resume(made, known, Lsn(30), (), ("public", "t")) == Start(Lsn(20), 1, 8)
     assert resume(made, known._replace(xid=7, commit_lsn=Lsn(10)), Lsn(30), (), ("public", "t")) == TOO_OLD
+
+
+def test_who_stopped_within_a_transaction_that_has_left_the_window_has_missed_its_rest() -> None:
+    made = ring(seconds=10)
+    within = Position(made.cluster, 8, Lsn(20), 0)
+    made.append(msgspec.structs.replace(transaction(20, xid=8), changes=[*changes(1, 2)]), 0)
+    assert resume(made, within, Lsn(30), (), ("public", "t")) == Start(Lsn(20), 0, 8)
+    made.evict(100)
+    assert resume(made, within, Lsn(30), (), ("public", "t")) == TOO_OLD
+    large = msgspec.structs.replace(transaction(40, xid=9), changes=(*changes(1, 2),))
+    made.append(large, 100)  # in a file, say
+    made.evict(200)
+    newest = Position(made.cluster, 9, Lsn(40), 1)
+    assert resume(made, newest, Lsn(50), (), ("public", "t")) == TOO_OLD
+    assert resume(made, standing(made, 40), Lsn(50), (), ("public", "t")) == Start(Lsn(40), EVERYTHING)
+    made.restart(made.lineage, 40)
+    assert resume(made, newest, Lsn(50), (), ("public", "t")) == TOO_OLD
+    assert resume(made, standing(made, 40), Lsn(50), (), ("public", "t")) == Start(Lsn(40), EVERYTHING)
 
 
 def test_an_xid_that_comes_again_finds_the_newer_transaction() -> None:

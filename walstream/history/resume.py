@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from walstream.history.position import Position
-from walstream.history.ring import Ring
+from walstream.history.ring import EVERYTHING, Ring
 from walstream.lsn import Lsn
 
 TOO_OLD: Final = "too_old"
@@ -18,9 +18,6 @@ OTHER_CLUSTER: Final = "other_cluster"
 PLAN_CHANGED: Final = "plan_changed"
 SLOT_LOST: Final = "slot_lost"
 POISON_SKIPPED: Final = "poison_skipped"
-
-EVERYTHING: Final = 1 << 62
-"""An ordinal that no change has."""
 
 
 class Start(NamedTuple):
@@ -69,6 +66,8 @@ def resume(
         return OTHER_CLUSTER
     if position.commit_lsn < ring.floor:
         return SLOT_LOST if position.commit_lsn < ring.begins else TOO_OLD
+    if position.commit_lsn == ring.floor and position.xid and position.ordinal < ring.floor_ordinal:
+        return TOO_OLD  # it may be in the midst of a transaction whose rest has gone
     for change in plan_changes:
         if change.concerns(position.commit_lsn, wished):
             return change.reason

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from typing import Final
 
 import msgspec
 
@@ -14,6 +15,9 @@ from walstream.history.lineage import Lineage
 from walstream.history.visibility import extend_xid
 from walstream.lsn import Lsn
 from walstream.model import Snapshot, Transaction
+
+EVERYTHING: Final = 1 << 62
+"""An ordinal that no change has."""
 
 _FIRST_EPOCH = 1 << 32  # so that xids before the first one that was met have a number, too
 
@@ -44,7 +48,8 @@ class Ring:
     has to be called while no transactions come, too. ``size``: bytes that the transactions hold in memory.
     ``told``: up to where clients were told that changes may be missing. ``begins``: where a slot begins that does not
     go on with what there was before, 0 where that is not known. ``floor``: every commit after it that brought something
-    to keep is in the ring, or is yet to come.
+    to keep is in the ring, or is yet to come. Of the commit at the floor itself ``floor_ordinal`` is the newest change,
+    ``EVERYTHING`` where that is not known.
     ``lineage``: whose commits these are.
     """
 
@@ -61,6 +66,7 @@ class Ring:
         self.begins = Lsn(0)
         self._start = Lsn(0)  # where the slot's stream began
         self._dropped = Lsn(0)  # commit end of the newest transaction that has left the window
+        self._dropped_ordinal = EVERYTHING  # of its newest change
         self._entries: deque[Entry] = deque()
         self._by_xid: dict[int, Entry] = {}
         self._highest_xid: int | None = None
@@ -82,6 +88,11 @@ class Ring:
     def end(self) -> Lsn:
         """A commit end after which everything is yet to come that may still come."""
         return max(self.newest, self.floor, self.told)
+
+    @property
+    def floor_ordinal(self) -> int:
+        """See the class."""
+        return self._dropped_ordinal if self._dropped >= self._start else EVERYTHING
 
     @property
     def oldest_sequence(self) -> int:
@@ -148,6 +159,8 @@ class Ring:
         entry = self._entries.popleft()
         self.size -= entry.transaction.size
         self._dropped = entry.transaction.commit_lsn
+        changes = entry.transaction.changes
+        self._dropped_ordinal = changes[-1].ordinal if isinstance(changes, list) else EVERYTHING  # else it is in a file
         self.confirmable = self._entries[0].before if self._entries else self.newest
         if self._by_xid.get(entry.transaction.xid) is entry:
             del self._by_xid[entry.transaction.xid]
@@ -170,6 +183,7 @@ class Ring:
         self._start = Lsn(start)
         self.begins = Lsn(start if is_new else 0)
         self.lineage = lineage
+        self._dropped_ordinal = EVERYTHING
 
     def by_commit(self, commit_lsn: int) -> Transaction | None:
         """The transaction with exactly this commit end, if the ring has it."""
