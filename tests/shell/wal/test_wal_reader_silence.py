@@ -56,11 +56,11 @@ def test_a_stream_that_does_not_begin_is_given_up() -> None:
     rig = Rig(wire, Wire())
     begin = wire.start_replication
 
-    async def never(work: Any, **_: Any) -> Any:
+    async def never(work: Any, *arguments: Any, **_: Any) -> Any:
         if getattr(work, "func", None) == begin:
             await trio.sleep_forever()
         await trio.lowlevel.checkpoint()
-        return work()
+        return work(*arguments)
 
     async def main() -> None:
         with mock.patch("trio.to_thread.run_sync", never):
