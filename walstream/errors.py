@@ -12,6 +12,7 @@
     │   ├── DatabaseUnreachable   no connection to be had, or it was lost
     │   │   └── DatabaseSilent        no answer came in time
     │   ├── DatabaseRefused       the server answered with an error that needs a repair
+    │   ├── OutOfMemory           a row of the stream is more than this process may have
     │   ├── NotFound              the named table, slot, subscription, channel … does not exist
     │   └── Conflict              what is there stands against it: a name is taken, a channel full
     ├── DecodeError          the output plugin sent something that is no valid record
@@ -128,6 +129,20 @@ class DatabaseRefused(EnvironmentFailure):
         super().__init__(message, repair=repair)
         self.sqlstate = sqlstate
         self.reason = reason
+
+
+class OutOfMemory(EnvironmentFailure):
+    """A row of the stream does not fit into what memory this process may have."""
+
+    code = "out_of_memory"
+    retry = False  # at once: reading it costs the server as much as us
+
+    def __init__(self) -> None:
+        super().__init__(
+            "there is not enough memory for a row of the stream",
+            repair="give walstream four times the text of the largest row; or leave its table out"
+            " (WALSTREAM_FILTER_TABLES=schema.table, for wal2json)",
+        )
 
 
 class NotFound(EnvironmentFailure):

@@ -17,6 +17,7 @@ import trio
 import trio.lowlevel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from tests.shell.database_support import server_error
 from tests.support import run
@@ -46,7 +47,7 @@ class Wire:
         self.wal_end = 0
         self.io_timestamp = 0  # moves with every read: something whole was there, if only a keepalive
         self.hears = 1
-        self.info = SimpleNamespace(backend_pid=4711)
+        self.info = SimpleNamespace(backend_pid=4711, error_message="")
         self.feedback: list[tuple[int, bool]] = []
         self.started: dict[str, Any] = {}
         self.on_start: Exception | None = None
@@ -497,6 +498,25 @@ def test_an_error_in_the_stream_is_told_and_the_stream_begins_again(error: Excep
     assert rig.base.received == [b"a", b"b"]
     assert rig.states == ["streaming", "retrying", "streaming", "stopped"]
     assert rig.wires[0].closed
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "code"),
+    [
+        (MemoryError(), "", "out_of_memory"),
+        (server_error(None, "no message from the libpq"), "out of memory\n", "out_of_memory"),
+        (server_error("XX000", "broken"), "invalid memory alloc request", "database_refused"),
+    ],
+)
+def test_a_row_without_memory_for_it_is_told_with_its_repair(error: Exception, said: str, code: str) -> None:
+    wire = Wire(message(b"a"), error)
+    wire.info.error_message = said
+    rig = Rig(wire, Wire(message(b"b")))
+    with capture_logs() as logs:
+        rig.run(seconds=40)
+    assert rig.base.received == [b"a", b"b"]
+    assert [line["code"] for line in logs if line["event"] == "reader.failed"] == [code]
+    assert [line["seconds"] > 10 for line in logs if line["event"] == "reader.failed"] == [code == "out_of_memory"]
 
 
 def test_a_broken_message_is_counted() -> None:

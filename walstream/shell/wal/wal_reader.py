@@ -24,6 +24,7 @@ from walstream.errors import (
     DatabaseUnreachable,
     DecodeError,
     EnvironmentFailure,
+    OutOfMemory,
     WalstreamError,
 )
 from walstream.history.plan_log import Anew
@@ -290,6 +291,8 @@ class WalReader:
                 await self._read(opened, cursor, wal_sender_timeout / 3 if wal_sender_timeout else 0.0)
         except psycopg2.Error as error:
             is_busy = False
+            if _is_out_of_memory(error, opened):
+                raise OutOfMemory from error
             refused = translate(error)
             if stream.plugin == "pgoutput" and error.pgcode == "42704" and "publication" in str(error):
                 self._keeper.renew("unpublished", str(refused.message))
@@ -298,6 +301,8 @@ class WalReader:
             if is_started and is_undecodable(refused):
                 await self._leave_out_transaction(refused)
             raise refused from error
+        except MemoryError as error:
+            raise OutOfMemory from error
         except OSError as error:
             raise EnvironmentFailure(
                 f"cannot keep a large transaction: {error}", repair="make room where temporary files go (TMPDIR)"
@@ -506,6 +511,11 @@ class WalReader:
             slots.drop(opened, self._reading.slot)
 
         await self._database.run(drop)
+
+
+def _is_out_of_memory(error: psycopg2.Error, opened: PgConnection) -> bool:
+    """Whether libpq had no memory for a message, which it says and psycopg2 does not pass on."""
+    return error.pgcode is None and "memory" in (opened.info.error_message or "")
 
 
 def _gulp(read: Callable[[], Any], count: int, room: int, payloads: list[bytes], starts: list[int]) -> int:
