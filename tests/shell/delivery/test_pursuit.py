@@ -383,18 +383,22 @@ def test_bindings_of_one_join_may_go_on_from_different_places() -> None:
     run(main)
 
 
-@pytest.mark.parametrize("how", ["in slices", "at its end", "resumed"])
+@pytest.mark.parametrize("how", ["in slices", "at its end", "resumed", "refused"])
 def test_a_large_transaction_is_told_to_its_end_although_the_ring_let_go_of_it(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who has no room in its midst, or for what is written at its end, or comes back: they get it at their own pace."""
+    """Who has no room in its midst, or for what is written at its end, or comes back: they get it at their own pace.
+
+    Of who comes back the ring lets go while it is told ("resumed"), or while there is no room for the next change.
+    """
 
     async def main() -> None:
         world = World()
         ring = world.rig.ring
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.rig.fanout.run)
-            if how == "resumed":
+            comes_back = how in ("resumed", "refused")
+            if comes_back:
                 world.route(1)
                 world.route(6)
                 world.resume(5)
@@ -404,13 +408,13 @@ def test_a_large_transaction_is_told_to_its_end_although_the_ring_let_go_of_it(
                 await world.rig.fanout.flush()
             (slow,) = world.clients
             lsn = world.rig.route(*[number % 6 for number in range(40)], spilled=True)
-            if how != "resumed":
+            if not comes_back:
                 ring.clear()
             places = [*world.committed, *((lsn, number) for number in range(40))]
             while len(slow.wire.data) < 45 * FRAME and not slow.overflows:
                 slow.read(FRAME)
                 await trio.sleep(pursuit_module.HOLD_SECONDS / 2)
-                if len(slow.wire.data) > 20 * FRAME:
+                if len(slow.wire.data) > (4 if how == "refused" else 20) * FRAME:
                     ring.clear()
             slow.read(1 << 20)
             await trio.testing.wait_all_tasks_blocked()
