@@ -26,19 +26,19 @@ TRANSACTION_PEAK_BYTES = 256 << 20
 ROW_PEAK_BYTES = 512 << 20
 """What the daemon may have resident at most, with a large transaction, and with a large row."""
 PASSING = {
-    "scale": 1,
+    "scale": 3,
+    "rate": 20.0,
     "keeps_all": False,
     "settings": {"wal_sender_timeout": "60s"},
-    "environ": {"WALSTREAM_HISTORY_BYTES": "4MiB", "WALSTREAM_HISTORY_SECONDS": "3600s"},
+    "environ": {"WALSTREAM_HISTORY_BYTES": "32MiB", "WALSTREAM_HISTORY_SECONDS": "3600s"},
 }
-"""A large transaction goes through a file, and stays until the slowest has it. The server has its usual patience, of
-which a large row may take a third.
+"""A large transaction goes through a file, and what follows it stays until the slowest has it, for many minutes. The
+server has its usual patience, of which a large row may take a third.
 """
 WHOLE = {
     **PASSING,
     "environ": {
         "WALSTREAM_HISTORY_BYTES": "4MiB",
-        "WALSTREAM_HISTORY_SECONDS": "3600s",
         "WALSTREAM_MAX_RECORD_BYTES": "250MiB",
         "WALSTREAM_OUTBOX_BYTES": "300MiB",
     },
