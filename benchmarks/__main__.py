@@ -9,6 +9,7 @@ NAMES = (
     "drain",
     "fanout",
     "memory",
+    "rows",
     "broadcast",
     "presence",
     "bus",
