@@ -244,6 +244,19 @@ def test_a_slot_beyond_the_limit_is_lost_for_good(tmp_path: Path) -> None:
         assert caught.value.pgcode == "55000"
 
 
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_a_fast_shutdown_waits_for_a_stream_that_is_not_read_as_long_as_the_server_waits_for_a_word(
+    own: TestDatabase, plugin: str
+) -> None:
+    """What bounds the harm of a daemon that is suspended: it says nothing. Set for the stream, it is ours alone."""
+    slot = make_slot(own, plugin)
+    own.execute("insert into t (v) select repeat('x', 1000) from generate_series(1, 20000)")
+    opened = connect(f"{own.dsn} options='-c wal_sender_timeout=1s'", application_name=APPLICATION, replication=True)
+    with streaming_and_left(own, slot, plugin, opened):
+        fast_stop(own.cluster)
+        eventually(lambda: not own.cluster.is_running, seconds=30)
+
+
 def test_a_checkpoint_waits_for_a_stream_that_is_not_read_until_its_network_gives_it_up(tmp_path: Path) -> None:
     """Why the stream asks for ``tcp_user_timeout``: who is told to end writes why, and nobody reads."""
     port = free_port()

@@ -125,6 +125,10 @@ class Lab:
         self.sampler = Sampler(database, daemon.slot)
         self.writers = workload.Workload(database, seed=plan.seed, writers=plan.writers, rate=plan.rate)
         self.timings: list[Timing] = []
+        self.alone: dict[str, float] = {}
+        """Seconds that the server takes for something anyway; only what is more counts."""
+        self.state = ""
+        """What the daemon is at, for complaints about seconds."""
         self.kills: list[float] = []
         self.faults = 0
         self._more: dict[str, list[str]] = {}
@@ -171,7 +175,7 @@ class Lab:
         else:
             self.cluster.stop("fast" if how == "fast" else "immediate", timeout=40)
         if how == "fast":
-            self.timings.append(Timing("a fast stop of the server", time.monotonic() - begun, FAST_STOP_SECONDS))
+            self._took("a fast stop of the server", begun, FAST_STOP_SECONDS)
         self.faults += 1
 
     def restart_server(self, how: str, away: float = 0.0) -> None:
@@ -184,7 +188,11 @@ class Lab:
         """A CHECKPOINT, timed."""
         begun = time.monotonic()
         self.database.execute("checkpoint")
-        self.timings.append(Timing("CHECKPOINT", time.monotonic() - begun, CHECKPOINT_SECONDS))
+        self._took("CHECKPOINT", begun, CHECKPOINT_SECONDS)
+
+    def _took(self, what: str, begun: float, bound: float) -> None:
+        seconds = time.monotonic() - begun - self.alone.get(what, 0.0)
+        self.timings.append(Timing(f"{what} {self.state}".strip(), seconds, bound))
 
     def end_walsender(self) -> None:
         """pg_terminate_backend of whoever streams for the daemon."""
@@ -300,10 +308,10 @@ class Lab:
 
     def _is_moving(self, end: int) -> bool:
         """Whether those who are behind get anything within ten seconds."""
-        before = [member.newest for member in self.subscribers.members]
+        before = [member.position for member in self.subscribers.members]
         for _ in range(100):
             time.sleep(0.1)
-            if before != [member.newest for member in self.subscribers.members]:
+            if before != [member.position for member in self.subscribers.members]:
                 return True
             if all(member.has(end) for member in self.subscribers.members):
                 return True

@@ -5,6 +5,7 @@ Numbers are those of the table in docs/reliability.md. What cannot be survived (
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -194,6 +195,39 @@ def stop_the_server(lab: Lab, rng: random.Random) -> None:
     lab.restart_server("fast")
     stalled.reads = True
     lab.until_streaming()
+
+
+def stop_the_server_at_bad_times(lab: Lab, rng: random.Random) -> None:
+    """Fast, and CHECKPOINT, in states in which the daemon has much to read, or cannot say that it has read anything.
+
+    Each is compared with what the server takes when a large transaction is there to be read, and no daemon.
+    """
+    assert lab.database_proxy is not None
+    lab.alone, lab.state = {}, ""
+    with lab.supervisor.held():
+        lab.kill_daemon()
+        _write_much(lab)
+        lab.checkpoint()
+        lab.restart_server("fast")
+    lab.alone = {timing.what: timing.seconds for timing in lab.timings}
+    lab.until_streaming()
+    states = ("in a large transaction", "suspended", "suspended in a large transaction", "behind a silent proxy")
+    for state in rng.sample(states, len(states)):
+        lab.state = f"with the daemon {state}"
+        with lab.suspended() if "suspended" in state else contextlib.nullcontext():
+            if "large" in state:
+                _write_much(lab)
+            if "proxy" in state:
+                lab.database_proxy.half_open(lambda: rng.random() < 0.5)
+            lab.checkpoint()
+            lab.restart_server("fast")
+        lab.until_streaming()
+        lab.write(0.5)
+
+
+def _write_much(lab: Lab) -> None:
+    """More than the proxy and the kernel hold, in rows that are few."""
+    lab.database.execute("insert into items (n, v) select n, repeat('z', 200000) from generate_series(1, 50) n")
 
 
 def let_the_server_flap(lab: Lab, rng: random.Random) -> None:
@@ -494,6 +528,8 @@ SCENARIOS = (
     Scenario("everything killed", "1, 3", kill_everything,
              {"environ": {"WALSTREAM_HISTORY_SECONDS": "20s"}}, own_server=True, share=0.25),
     Scenario("server stopped", "4, 5", stop_the_server, own_server=True, share=0.25),
+    Scenario("server stopped at bad times", "4", stop_the_server_at_bad_times,
+             {"through_proxy": True, "settings": {"wal_sender_timeout": "4s"}}, own_server=True, share=0.1),
     Scenario("server flapping", "34", let_the_server_flap, own_server=True, share=0.1),
     Scenario("walsender ended", "6", end_the_walsender, share=0.1),
     Scenario("database behind a bad network", "9", cut_the_database_off, {"through_proxy": True}, share=0.1),
