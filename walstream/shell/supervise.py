@@ -1,4 +1,4 @@
-"""Keeping a step running: back off with jitter after a failure, report changes of state once.
+"""Keeping a step running: back off with jitter after a failure, report changes of state once; a clock that nobody sets.
 
 What a step does, and which of its errors no waiting can mend, is its own business.
 """
@@ -6,7 +6,9 @@ What a step does, and which of its errors no waiting can mend, is its own busine
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import trio
 
@@ -19,6 +21,14 @@ PERMANENT_DELAY_SECONDS = 30.0
 
 STABLE_SECONDS = 10.0
 """A step that ran this long before it failed starts over with the first delay."""
+
+
+_BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def boot_clock() -> float:
+    """Seconds that go on while the machine sleeps, where the system has such a clock, and never jump."""
+    return time.clock_gettime(_BOOT_CLOCK)
 
 
 def next_delay(previous: float, *, spread: float) -> float:

@@ -243,7 +243,7 @@ class Rig:
 
         with (
             mock.patch("trio.to_thread.run_sync", run_sync),
-            mock.patch.object(wal_reader, "_boot_clock", self._now),
+            mock.patch.object(wal_reader, "boot_clock", self._now),
             mock.patch.object(self.health, "reader_is", remember),
         ):
             yield

@@ -36,6 +36,7 @@ from walstream.shell.channels.notify_ear import Heard, NotifyEar, Place
 from walstream.shell.channels.notify_hearing import MESSAGE, SEALED, STORED, Hearing
 from walstream.shell.channels.notify_mouth import NotifyMouth, Saying
 from walstream.shell.database.postgres import PgConnection
+from walstream.shell.supervise import boot_clock
 from walstream.telemetry.log import BUS_DROPPED, BUS_LOST, BUS_REACHED, PEER_FOUND, PEER_LOST
 from walstream.telemetry.metrics import Metrics
 
@@ -64,7 +65,7 @@ class NotifyBus:
     """The ``Bus`` of one node over PostgreSQL.
 
     ``open_connection`` gets the application's name and blocks. ``node``: a name for people, made unique for this start.
-    ``secret``: of the cluster; with "" what nodes say goes by rows of a table. ``clock``: seconds since the Unix epoch.
+    ``secret``: of the cluster; with "" what nodes say goes by rows of a table.
     """
 
     def __init__(
@@ -74,7 +75,6 @@ class NotifyBus:
         node: str,
         secret: str,
         *,
-        clock: Callable[[], float] = time.time,
         metrics: Metrics | None = None,
         node_timeout_seconds: float = NODE_TIMEOUT_SECONDS,
     ) -> None:
@@ -82,8 +82,7 @@ class NotifyBus:
         self.items_out = self.dropped = 0
         self._schema = schema
         self._secret = secret
-        self._clock = clock
-        self._ahead = 0.0  # seconds of the database's clock before ours
+        self._ahead = time.time() - boot_clock()  # the database's clock before one that nobody sets
         self._heartbeat_seconds = min(HEARTBEAT_SECONDS, node_timeout_seconds / 3)
         self._tick_seconds = min(TICK_SECONDS_MAX, node_timeout_seconds / 5)
         self._channel = notify_channel(f"{schema}:bus")
@@ -278,7 +277,7 @@ class NotifyBus:
     # -- listening
 
     def _hears(self, place: Place) -> None:
-        self._ahead = place.clock - self._clock()
+        self._ahead = place.clock - boot_clock()
         if self._secret:
             self._seal = Seal(self._secret, database=place.database, schema=self._schema)
             self._hearing.seal = self._seal
@@ -311,7 +310,7 @@ class NotifyBus:
     # -- time
 
     def _now(self) -> float:
-        return self._clock() + self._ahead
+        return boot_clock() + self._ahead
 
     def _now_ms(self) -> int:
         return round(self._now() * 1000)

@@ -33,7 +33,7 @@ from walstream.model import CatalogMiss
 from walstream.shell.database import slots
 from walstream.shell.database.postgres import Database, connect, cut, translate
 from walstream.shell.health import Health, ReaderState
-from walstream.shell.supervise import keep_running
+from walstream.shell.supervise import boot_clock, keep_running
 from walstream.shell.wal.poison import Broken, Poison, UnderWay, is_undecodable
 from walstream.shell.wal.slot_keeper import Read, Reading, SlotKeeper, Stream
 from walstream.shell.wal.slot_life import SlotLife
@@ -366,19 +366,19 @@ class WalReader:
         keepalives = server_position = 0
         heard_at = None  # when psycopg2 had read a whole message, keepalives among them
         pace = _Pace(time.monotonic())
-        last_read = _boot_clock()
+        last_read = boot_clock()
         self._heard_at = trio.current_time()
         try:
             while True:
-                if patience and _boot_clock() - last_read > patience:
+                if patience and boot_clock() - last_read > patience:
                     # The process was stopped or the machine suspended: the server may have given up on us, and
                     # psycopg2 would answer a keepalive that waits here by confirming what it announces.
                     raise DatabaseUnreachable("the stream was not read for too long")
                 count, is_more = await self._tick(cursor.read_message, pace.is_busy(time.monotonic()), patience)
-                if patience and _boot_clock() - last_read > patience:
+                if patience and boot_clock() - last_read > patience:
                     # Stopped in the midst of it: somebody else may have the slot by now, and its clients the changes.
                     raise DatabaseUnreachable("the stream was not read for too long")
-                last_read = _boot_clock()
+                last_read = boot_clock()
                 self._has_read_to(cursor.wal_end)
                 if count:
                     if self.poison.is_stuck and self._sink.newest > self.poison.stuck_after:
@@ -532,11 +532,3 @@ def _gulp(read: Callable[[], Any], count: int, room: int, payloads: list[bytes],
         if size > room:
             break
     return size
-
-
-def _boot_clock() -> float:
-    """Seconds that go on while the machine sleeps, where the system has such a clock."""
-    return time.clock_gettime(_BOOT_CLOCK)
-
-
-_BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
