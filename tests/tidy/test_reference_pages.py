@@ -53,7 +53,7 @@ def test_every_reason_of_a_refusal_is_documented() -> None:
     named = set(re.findall(r'\breason="([a-z_]+)"', source))
     named |= set(re.findall(r'^REASON_[A-Z_]+: Final = "([a-z]+_[a-z_]+)"', source, re.MULTILINE))
     postgres = (ROOT / "walstream/shell/database/postgres.py").read_text(encoding="utf-8")
-    named |= set(re.findall(r'"[0-9A-Z]{5}": \(\s*"([a-z_]+)"', postgres))
+    named |= set(re.findall(r'"[0-9A-Z]{5}"[:,]\s*\(?\s*"([a-z_]+)"', postgres))
     assert first_words(page("errors.md"), "Reasons of `database_refused`") == named
 
 

@@ -28,6 +28,13 @@ REFUSED = [
     ("58P01", "could not access file", "plugin_missing"),
     ("53400", "all replication slots are in use", "configuration_limit"),
     ("XX000", "something else", ""),
+    (None, "FATAL:  sorry, too many clients already", "too_many_connections"),
+    (
+        None,
+        "FATAL:  remaining connection slots are reserved for roles",
+        "too_many_connections",
+    ),
+    (None, 'FATAL:  too many connections for role "u"', "too_many_connections"),
     (None, 'FATAL:  password authentication failed for user "u"', "bad_password"),
     (None, "fe_sendauth: no password supplied", "bad_password"),
     (None, "FATAL:  must be superuser or replication role to start walsender", "no_replication_right"),
@@ -54,6 +61,12 @@ def test_a_lost_connection_is_unreachable(state: str | None, kind: type[psycopg2
         error = translate(server_error(state, "server closed the connection unexpectedly", kind))
     assert isinstance(error, DatabaseUnreachable)
     assert error.retry
+
+
+def test_a_name_that_cannot_be_looked_up_is_unreachable_with_a_repair() -> None:
+    error = translate(server_error(None, 'could not translate host name "db" to address: Name or service not known'))
+    assert isinstance(error, DatabaseUnreachable)
+    assert "WALSTREAM_DATABASE_URL" in error.repair
 
 
 def test_an_error_without_text_is_named_by_its_class() -> None:

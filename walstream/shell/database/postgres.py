@@ -181,6 +181,27 @@ _TABLE: dict[str, tuple[str, str]] = {
     "55P03": ("lock_not_available", "the table is in use: try again when its long transactions have ended"),
 }
 
+_NAME_REPAIR = (
+    "see that the host in WALSTREAM_DATABASE_URL is spelt right, and that this machine's name service knows it"
+)
+
+_REPLICATION_REPAIR = "a superuser runs: ALTER ROLE <role> REPLICATION"
+
+# A connection that is refused has words and no SQLSTATE: (words, SQLSTATE, reason, repair).
+_WORDS: list[tuple[str, str, str, str]] = [
+    ("password authentication failed", "28P01", *_TABLE["28P01"]),
+    ("no password supplied", "28P01", *_TABLE["28P01"]),
+    ("too many clients already", "53300", *_TABLE["53300"]),
+    ("remaining connection slots are reserved", "53300", *_TABLE["53300"]),
+    ("too many connections for ", "53300", *_TABLE["53300"]),
+    ("must be superuser or replication role", "42501", "no_replication_right", _REPLICATION_REPAIR),
+    ("permission denied to start WAL sender", "42501", "no_replication_right", _REPLICATION_REPAIR),
+    (
+        "number of requested standby connections exceeds", "53300",
+        "no_free_wal_sender", "raise max_wal_senders and restart PostgreSQL",
+    ),
+]  # fmt: skip
+
 _UNREACHABLE_CLASSES = ("08", "57")  # connection exceptions; operator intervention: shutdown, crash, starting up
 
 
@@ -207,19 +228,11 @@ def translate(error: psycopg2.Error, redactor: Redactor | None = None) -> Walstr
         return DatabaseUnreachable(text)
     if state:
         return DatabaseRefused(text, sqlstate=state)
-    if "password authentication failed" in text or "no password supplied" in text:
-        return DatabaseRefused(text, sqlstate="28P01", reason="bad_password", repair=_TABLE["28P01"][1])
-    if "must be superuser or replication role" in text or "permission denied to start WAL sender" in text:
-        return DatabaseRefused(
-            text,
-            sqlstate="42501",
-            reason="no_replication_right",
-            repair="a superuser runs: ALTER ROLE <role> REPLICATION",
-        )
-    if "number of requested standby connections exceeds" in text:
-        return DatabaseRefused(
-            text, sqlstate="53300", reason="no_free_wal_sender", repair="raise max_wal_senders and restart PostgreSQL"
-        )
+    for words, state, reason, repair in _WORDS:
+        if words in text:
+            return DatabaseRefused(text, sqlstate=state, reason=reason, repair=repair)
+    if "could not translate host name" in text:
+        return DatabaseUnreachable(text, repair=_NAME_REPAIR)
     if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError | psycopg2.DatabaseError):
         return DatabaseUnreachable(text)
     return DatabaseRefused(text)
