@@ -166,15 +166,27 @@ def test_what_postgresql_cannot_decode_is_left_out_whole(start: Start, prepared:
         node.table("t")
         node.table("bad", "id bigint primary key, f failing")
 
-        async def main() -> None:
+        async def main() -> str:
             async with node.client("t") as client:
                 prepared.execute("insert into t values (1, 'before')")
                 prepared.execute("insert into t values (2, 'lost with it'); insert into bad values (1, '1');"
                                  " insert into t values (3, 'lost with it')")  # fmt: skip
                 prepared.execute("insert into t values (4, 'after')")
-                assert await frames(client, 4) == ([1, 4], ["poison_skipped"])
+                changes = await client.changes(1)
+                assert await frames(client, 4) == ([4], ["poison_skipped"])
+                assert changes[0]["record"]["id"] == 1
+                return str(changes[0]["position"])
 
-        trio.run(main)
+        async def again(since: str) -> tuple[object, object]:
+            async with node.client() as client:
+                await client.subscribe("realtime:t", {"event": "*", "schema": "public", "table": "t", "since": since})
+                told = (await client.next("system")).payload
+                return told["event"], told["reason"]
+
+        position = trio.run(main)
+        assert trio.run(again, position) == ("gap", "poison_skipped")
+        node.daemon.restart(hard=True)
+        assert trio.run(again, position) == ("gap", "poison_skipped"), "the slot begins behind it now"
         rows = slot_parked(node)
         assert [(row["table_name"], row["content"]) for row in rows] == [(None, None)]
         assert "shell type" in rows[0]["reason"]

@@ -18,10 +18,10 @@ TABLE = ("public", "t")
 FAR = Lsn(1 << 40)
 
 
-def window(*, is_new: bool = False) -> Ring:
+def window(lost: str = "") -> Ring:
     """A slot from 100 on; 200 has left the window, 300 is in it."""
     ring = Ring(bytes_max=15, seconds=1e9, wal_bytes=1 << 60)
-    ring.restart(Lineage("abcd"), 100, is_new=is_new)
+    ring.restart(Lineage("abcd"), 100, lost=lost)
     for lsn in (200, 300):
         ring.append(Transaction(lsn, Lsn(lsn), 0, (), size=10), 0)
     return ring
@@ -33,16 +33,16 @@ def answer(ring: Ring, lsn: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("is_new", "at", "reason"),
+    ("lost", "at", "reason"),
     [
-        (True, 99, SLOT_LOST), (True, 100, TOO_OLD), (True, 199, TOO_OLD), (True, 200, ""), (True, 300, ""),
-        (False, 99, TOO_OLD), (False, 200, ""),
+        (SLOT_LOST, 99, SLOT_LOST), (SLOT_LOST, 100, TOO_OLD), (SLOT_LOST, 199, TOO_OLD), (SLOT_LOST, 200, ""),
+        (SLOT_LOST, 300, ""), (POISON_SKIPPED, 99, POISON_SKIPPED), ("", 99, TOO_OLD), ("", 200, ""),
     ],
 )  # fmt: skip
-def test_what_a_younger_slot_never_had_is_another_cause_than_what_has_left_the_window(
-    is_new: bool, at: int, reason: str
+def test_what_the_slot_never_had_is_another_cause_than_what_has_left_the_window(
+    lost: str, at: int, reason: str
 ) -> None:
-    assert answer(window(is_new=is_new), at) == reason
+    assert answer(window(lost), at) == reason
 
 
 @pytest.mark.parametrize(("at", "told"), [(200, True), (300, True), (400, True), (401, False)])
@@ -60,10 +60,10 @@ def test_who_has_not_got_beyond_what_was_left_out_is_told_if_it_is_of_that_table
 
 
 def test_another_slot_begins_where_the_first_one_did_not() -> None:
-    ring = window(is_new=True)
+    ring = window(SLOT_LOST)
     ring.restart(Lineage("abcd"), 500)
     assert answer(ring, 99) == TOO_OLD
-    ring.restart(Lineage("abcd"), 600, is_new=True)
+    ring.restart(Lineage("abcd"), 600, lost=SLOT_LOST)
     assert answer(ring, 599) == SLOT_LOST
 
 
@@ -91,7 +91,7 @@ def test_the_position_of_a_gap_goes_on_with_everything_after_it(
             elif what == "pass":
                 ring.pass_by(lsn)
             elif what in ("restart", "new"):
-                ring.restart(Lineage("abcd"), lsn, is_new=what == "new")
+                ring.restart(Lineage("abcd"), lsn, lost=SLOT_LOST if what == "new" else "")
                 log.clear()
             elif what == "skip":
                 log.left_out(lsn, TABLE)

@@ -65,7 +65,7 @@ def resume(
     if not ring.lineage.has(position.cluster, position.commit_lsn) or position.commit_lsn > server_lsn:
         return OTHER_CLUSTER
     if position.commit_lsn < ring.floor:
-        return SLOT_LOST if position.commit_lsn < ring.begins else TOO_OLD
+        return (position.commit_lsn < ring.start and ring.lost) or TOO_OLD
     if position.commit_lsn == ring.floor and position.xid and position.ordinal < ring.floor_ordinal:
         return TOO_OLD  # it may be in the midst of a transaction whose rest has gone
     for change in plan_changes:

@@ -46,10 +46,10 @@ class Ring:
     ``confirmable`` is the newest commit end before the window: the only position that may be confirmed, and always
     below the oldest commit that is still in it. The last two bounds are kept by the owner's ``evict``, which
     has to be called while no transactions come, too. ``size``: bytes that the transactions hold in memory.
-    ``told``: up to where clients were told that changes may be missing. ``begins``: where a slot begins that does not
-    go on with what there was before, 0 where that is not known. ``floor``: every commit after it that brought something
-    to keep is in the ring, or is yet to come. Of the commit at the floor itself ``floor_ordinal`` is the newest change,
-    ``EVERYTHING`` where that is not known.
+    ``told``: up to where clients were told that changes may be missing. ``lost``: why what was committed before the
+    stream's beginning cannot be had, in the word that clients are told; "" where it has left the window like anything
+    else. ``floor``: every commit after it that brought something to keep is in the ring, or is yet to come. Of the
+    commit at the floor itself ``floor_ordinal`` is the newest change, ``EVERYTHING`` where that is not known.
     ``lineage``: whose commits these are.
     """
 
@@ -63,8 +63,8 @@ class Ring:
         self.newest = Lsn(0)  # commit end of the newest transaction that was appended or passed by
         self.confirmable = Lsn(0)
         self.told = Lsn(0)
-        self.begins = Lsn(0)
-        self._start = Lsn(0)  # where the slot's stream began
+        self.lost = ""
+        self.start = Lsn(0)  # where the slot's stream began
         self._dropped = Lsn(0)  # commit end of the newest transaction that has left the window
         self._dropped_ordinal = EVERYTHING  # of its newest change
         self._entries: deque[Entry] = deque()
@@ -82,7 +82,7 @@ class Ring:
     @property
     def floor(self) -> Lsn:
         """See the class. What was passed by does not raise it: who has nothing to get from there has missed nothing."""
-        return max(self._start, self._dropped)
+        return max(self.start, self._dropped)
 
     @property
     def end(self) -> Lsn:
@@ -92,7 +92,7 @@ class Ring:
     @property
     def floor_ordinal(self) -> int:
         """See the class."""
-        return self._dropped_ordinal if self._dropped >= self._start else EVERYTHING
+        return self._dropped_ordinal if self._dropped >= self.start else EVERYTHING
 
     @property
     def oldest_sequence(self) -> int:
@@ -170,20 +170,17 @@ class Ring:
         while self._entries:
             self._drop_oldest()
 
-    def restart(self, lineage: Lineage, start: int = 0, *, is_new: bool = False) -> None:
-        """What was known has no continuation. ``start``: the commit end after which the stream goes on.
-
-        ``is_new``: for the slot does not go on with what there was before.
-        """
+    def restart(self, lineage: Lineage, start: int = 0, *, lost: str = "") -> None:
+        """What was known has no continuation. ``start``: the commit end after which the stream goes on."""
         self._entries.clear()
         self._by_xid.clear()
         self._highest_xid = None
         self.size = 0
         self.newest = self.confirmable = self.told = self._dropped = Lsn(0)
-        self._start = Lsn(start)
-        self.begins = Lsn(start if is_new else 0)
-        self.lineage = lineage
+        self.start = Lsn(start)
         self._dropped_ordinal = EVERYTHING
+        self.lost = lost
+        self.lineage = lineage
 
     def by_commit(self, commit_lsn: int) -> Transaction | None:
         """The transaction with exactly this commit end, if the ring has it."""

@@ -40,7 +40,7 @@ def test_a_gap_is_told_once_to_whoever_comes_back_with_its_position(reason: str)
         before = f"00000000.0.{rig.commit - 1:x}.0"
         if reason == "slot_lost":
             rig.commit = 500
-            rig.ring.restart(Lineage("00000000"), rig.commit, is_new=True)
+            rig.ring.restart(Lineage("00000000"), rig.commit, lost="slot_lost")
         elif reason == "poison_skipped":
             rig.world.replanned.append(PlanLog(rig.ring).left_out(rig.commit + 5, ("public", "things")))
         rig.joins.gap(reason)

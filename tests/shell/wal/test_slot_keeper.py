@@ -12,7 +12,7 @@ from walstream.errors import DatabaseRefused, DatabaseUnreachable, WalstreamErro
 from walstream.history.lineage import Lineage
 from walstream.history.plan_log import Anew
 from walstream.lsn import Lsn
-from walstream.shell.database import publications, slots
+from walstream.shell.database import parked, publications, slots
 from walstream.shell.database.publications import Synced
 from walstream.shell.health import Health
 from walstream.shell.wal import slot_keeper
@@ -35,6 +35,7 @@ class Prepared:
 
     def __init__(self, found: slots.Slot | None, decoder: str = "auto") -> None:
         self.done: list[str] = []
+        self.left_out = Lsn(1 << 60)
         self.published = publications.Synced((), ())
         self.found = found
         self.keeper = SlotKeeper(Reading("", "s", decoder))
@@ -47,6 +48,7 @@ class Prepared:
             mock.patch.object(slots, "drop", self._drop),
             mock.patch.object(slots, "create", self._create),
             mock.patch.object(publications, "sync_publications", self._publish),
+            mock.patch.object(parked, "is_left_out", lambda *asked: asked[1:] == ("realtime", "s", self.left_out)),
             mock.patch.object(publications, "anew", lambda _, tables: Anew(frozenset(tables), 900)),
         ):
             return self.keeper.prepare(connection)
@@ -203,6 +205,15 @@ def test_tables_that_had_to_be_published_are_told_with_the_stream() -> None:
     assert stream.anew == Anew(frozenset({("public", "t")}), 900)
     prepared.published = Synced((), ())
     assert prepared.ask()[0].anew is None
+
+
+def test_a_slot_that_was_advanced_past_what_could_not_be_decoded_says_so() -> None:
+    prepared = Prepared(slot(confirmed_lsn=Lsn(0x101)), "wal2json")
+    assert prepared.ask()[0].lost == ""
+    prepared.left_out = Lsn(0x100)
+    assert prepared.ask()[0].lost == "poison_skipped"
+    prepared.found = slot(confirmed_lsn=Lsn(0x102))
+    assert prepared.ask()[0].lost == "", "the window has gone by since"
 
 
 def test_our_own_process_that_has_not_noticed_is_ended() -> None:

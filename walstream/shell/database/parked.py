@@ -12,7 +12,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812 - a class, under a name that tells it from values
 
 from walstream.lsn import Lsn
-from walstream.shell.database.rows import only
+from walstream.shell.database.rows import only, scalar
 
 CONTENT_BYTES_MAX: Final = 64 * 1024
 """Of each message, what is kept."""
@@ -55,6 +55,14 @@ select id, parked_at, slot, plugin, lsn::text, xid, table_name, reason, size_byt
 _COUNT = """
 select count(*), coalesce(pg_catalog.string_agg(distinct table_name, ', ' order by table_name), '') from {parked}
 """
+
+
+def is_left_out(connection: Connection, schema: str, slot: str, lsn: Lsn) -> bool:
+    """Whether the transaction whose commit record begins there was left out whole. Raises psycopg2.Error."""
+    with connection.cursor() as cursor:
+        statement = sql.SQL("select exists (select from {} where slot = %s and lsn = %s and content is null)")
+        cursor.execute(statement.format(sql.Identifier(schema, "parked")), (slot, str(lsn)))
+        return bool(scalar(cursor))
 
 
 def park(connection: Connection, schema: str, parked: Parked) -> None:

@@ -20,7 +20,7 @@ from walstream.decoder import MESSAGE_PREFIX, Decoder
 from walstream.errors import DecodeError, EnvironmentFailure, Invariant
 from walstream.history.assemble import Assembler
 from walstream.history.plan_log import ANY_TABLE, Anew, PlanLog
-from walstream.history.resume import PlanChange
+from walstream.history.resume import SLOT_LOST, PlanChange
 from walstream.history.ring import Ring
 from walstream.history.visibility import is_live, settled
 from walstream.lsn import Lsn
@@ -175,12 +175,12 @@ class Pipeline:
                 self._fanout.cluster_changed()
                 newest = stream.lineage.ancestors.get(self._ring.cluster, Lsn(0))
                 start = max(start, newest)
-            is_new = stream.is_new_slot or gap == "slot_lost"
-            self._ring.restart(stream.lineage, start, is_new=is_new)
+            lost = SLOT_LOST if stream.is_new_slot or gap == SLOT_LOST else stream.lost
+            self._ring.restart(stream.lineage, start, lost=lost)
             # Should the slot go back, what was delivered, and is of this history, is still known.
             self._ring.newest = max(newest, self._ring.newest)
             self._plan_log.clear()
-            self.on_gap(gap or "slot_lost")
+            self.on_gap(gap or SLOT_LOST)
         self._ring.lineage = stream.lineage
         if stream.anew is not None:
             self.on_anew(stream.anew)

@@ -11,8 +11,9 @@ from walstream.decoder import DECODERS
 from walstream.errors import DatabaseRefused, DatabaseUnreachable
 from walstream.history.lineage import Lineage
 from walstream.history.plan_log import Anew
+from walstream.history.resume import POISON_SKIPPED
 from walstream.lsn import Lsn
-from walstream.shell.database import publications, slots, timelines
+from walstream.shell.database import parked, publications, slots, timelines
 from walstream.shell.database.rows import only
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Stream(NamedTuple):
     committed before now is not in it. ``confirmed``: nothing that ends before it comes. ``wal_end``: how far the
     server's WAL goes; both 0 if unknown. ``turns``: what became of the slot, each with details. ``gap``: why what
     was read before has no continuation here, in the word that clients are told; "" where it has. ``anew``: tables that
-    had to be published before it.
+    had to be published before it. ``lost``: why what ends before ``confirmed`` cannot be had, in such a word; "" where
+    that is not known.
     """
 
     plugin: str
@@ -52,6 +54,7 @@ class Stream(NamedTuple):
     turns: tuple[tuple[str, str], ...] = ()
     gap: str = ""
     anew: Anew | None = None
+    lost: str = ""
 
 
 class Read(NamedTuple):
@@ -155,6 +158,7 @@ class SlotKeeper:
                     plugin=slot.plugin,
                     confirmed=slot.confirmed_lsn or Lsn(0),
                     wal_end=slot.wal_end or Lsn(0),
+                    lost=POISON_SKIPPED if self._was_advanced(opened, slot) else "",
                 )
             slots.drop(opened, reading.slot)
             turns.append(ended)
@@ -169,6 +173,11 @@ class SlotKeeper:
         self._known, self._unwanted = True, None
         turns.append(("created", f"{plugin}, from {position} on"))
         return blank._replace(plugin=plugin, is_new_slot=True, confirmed=position, wal_end=position, turns=tuple(turns))
+
+    def _was_advanced(self, opened: PgConnection, slot: slots.Slot) -> bool:
+        """Whether it begins right behind a transaction that was left out: see ``Poison.leave_out``."""
+        lsn = Lsn(max(0, (slot.confirmed_lsn or 0) - 1))
+        return parked.is_left_out(opened, self._reading.schema, slot.name, lsn)
 
     def _ended(self, slot: slots.Slot) -> tuple[str, str] | None:
         """The turn by which a slot of ours is of no use any more."""
