@@ -218,14 +218,19 @@ BUGS: dict[str, Callable[[app.Daemon, _Count], None]] = {
 }
 
 
+def arm(daemon: app.Daemon, faults: str) -> None:
+    """Put these faults, as ``FAULTS`` names them, into a daemon that does not run yet."""
+    for fault in filter(None, faults.split(",")):
+        name, _, number = fault.partition(":")
+        {**POINTS, **BUGS}[name](daemon, _Count(int(number or "1")))
+
+
 class FaultyDaemon(app.Daemon):
     """A daemon with the faults that ``FAULTS`` names."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        for fault in filter(None, os.environ.get(VARIABLE, "").split(",")):
-            name, _, number = fault.partition(":")
-            {**POINTS, **BUGS}[name](self, _Count(int(number or "1")))
+        arm(self, os.environ.get(VARIABLE, ""))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,24 @@ class Wire:
         return list(payloads(self.data))
 
 
+class Narrow(Wire):
+    """A socket that takes what its client has read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = 0
+
+    def send(self, data: bytes | memoryview) -> int:
+        if not self.room:
+            raise BlockingIOError
+        taken = bytes(data[: self.room])
+        self.room -= len(taken)
+        return super().send(taken)
+
+    def sendmsg(self, buffers: Iterable[bytes | memoryview]) -> int:
+        return self.send(b"".join(buffers))
+
+
 def payloads(data: bytes) -> Iterator[bytes]:
     """Of unmasked, whole text frames."""
     while data:

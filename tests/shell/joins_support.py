@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 from unittest import mock
 
 import trio
@@ -153,14 +153,29 @@ class World:
             yield
 
 
+def join_request(serial: int, *items: bytes, role: str = "reader", topic: str = "", wait: bool = False) -> JoinRequest:
+    """A join with these ``postgres_changes``."""
+    name = parse_topic(f"realtime:{topic or f't{serial}'}")
+    assert name is not None
+    options = b'"postgres_changes_options":{"wait":%b},' % (b"true" if wait else b"false")
+    config = parse_join(name, b'{"config":{%b"postgres_changes":[%b]}}' % (options, b",".join(items)))
+    return JoinRequest(serial, name, "1", "1", Claims(role), config)
+
+
+class HasJoins(Protocol):
+    """Who answers an owner's joins."""
+
+    joins: Joins
+
+
 class Owner:
     """A connection: what its client was told, and whether each join is still there."""
 
     vsn = "1.0.0"
 
-    def __init__(self, rig: Rig) -> None:
-        self.wire = Wire()
-        self.outbox = Outbox(cast(Any, self.wire), 1 << 30, lambda outbox: None)
+    def __init__(self, rig: HasJoins, wire: Wire | None = None, limit: int = 1 << 30) -> None:
+        self.wire = wire or Wire()
+        self.outbox = Outbox(cast(Any, self.wire), limit, lambda outbox: None)
         self.rig = rig
         self.outcomes: dict[int, JoinOutcome] = {}
         self.told: dict[int, list[tuple[str, str]]] = {}
@@ -258,14 +273,10 @@ class Rig:
     def ask(self, owner: Owner, *items: bytes, role: str = "reader", topic: str = "", wait: bool = False) -> int:
         """Join with these ``postgres_changes``; the join's serial."""
         serial = next(self._serials)
-        name = parse_topic(f"realtime:{topic or f't{serial}'}")
-        assert name is not None
-        options = b'"postgres_changes_options":{"wait":%b},' % (b"true" if wait else b"false")
-        config = parse_join(name, b'{"config":{%b"postgres_changes":[%b]}}' % (options, b",".join(items)))
         owner.present.add(serial)
         if wait:
             owner.waiting.add(serial)
-        self.joins.ask(owner, JoinRequest(serial, name, "1", "1", Claims(role), config))
+        self.joins.ask(owner, join_request(serial, *items, role=role, topic=topic, wait=wait))
         return serial
 
     async def commit_row(self, table: str = "things", n: int = 1, schema: str = "public") -> int:

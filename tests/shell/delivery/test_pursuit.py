@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
 from typing import cast
 
 import pytest
@@ -12,7 +11,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.shell.fanout_support import Got, Rig, Wire, changes, got, is_clean, outbox
+from tests.shell.fanout_support import Got, Narrow, Rig, Wire, changes, got, is_clean, outbox
 from tests.support import freed_at_once, run
 from walstream.history.resume import Start
 from walstream.lsn import Lsn
@@ -28,24 +27,6 @@ ROLES = ("reader", "other")
 LIMIT = 3000
 FRAME = 330  # bytes of one change on the wire, about
 WORD = frame(b'{"topic":"gap","payload":{"data":{"position":"c.0.0.0"},"ids":[]}}')
-
-
-class Narrow(Wire):
-    """A socket that takes what its client has read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.room = 0
-
-    def send(self, data: bytes | memoryview) -> int:
-        if not self.room:
-            raise BlockingIOError
-        taken = bytes(data[: self.room])
-        self.room -= len(taken)
-        return super().send(taken)
-
-    def sendmsg(self, buffers: Iterable[bytes | memoryview]) -> int:
-        return self.send(b"".join(buffers))
 
 
 class Client:
