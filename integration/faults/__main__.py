@@ -24,7 +24,7 @@ from integration.faults.oracles import back_in_time, quantile
 from integration.faults.scenarios import BY_NAME, SCENARIOS, Scenario
 from tests.support import clean_environment
 
-ORACLES = ("P1", "P2", "P3", "P4", "P6", "P8", "P9", "back")
+ORACLES = ("P1", "P2", "P3", "P4", "P6", "P8", "P9", "fold", "back")
 SERVERS = ("with-wal2json", "newest")
 BATCH = 10
 """Rounds in one laboratory; the next one begins with a new server and new seeds."""

@@ -26,6 +26,7 @@ turn it on. The names of the wrapped methods are those of the sources; each fail
 | ``tear-a-transaction`` | P2 |
 | ``skip-in-catch-up`` | P1, P3 |
 | ``silence`` | P3 |
+| ``lose-a-row`` | fold |
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ import msgspec
 from walstream import app
 from walstream.cli import main
 from walstream.config import Config
+from walstream.shell.clients import snapshots
 
 VARIABLE = "FAULTS"
 
@@ -199,6 +201,17 @@ def _silence(daemon: app.Daemon, count: _Count) -> None:
     daemon.pipeline.on_gap = lambda reason: None
 
 
+def _lose_a_row(daemon: app.Daemon, count: _Count) -> None:
+    """Of a snapshot's pages."""
+    inner = snapshots._Source._convert
+
+    def convert(source: Any, values: Any) -> None:
+        if not count():
+            inner(source, values)
+
+    setattr(snapshots._Source, "_convert", convert)  # noqa: B010 - for mypy
+
+
 POINTS: dict[str, Callable[[app.Daemon, _Count], None]] = {
     "after-read": _after_read,
     "after-append": _after_append,
@@ -215,6 +228,7 @@ BUGS: dict[str, Callable[[app.Daemon, _Count], None]] = {
     "tear-a-transaction": _tear_a_transaction,
     "skip-in-catch-up": _skip_in_catch_up,
     "silence": _silence,
+    "lose-a-row": _lose_a_row,
 }
 
 

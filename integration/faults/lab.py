@@ -19,6 +19,7 @@ import psycopg2
 from integration.faults import oracles, workload
 from integration.faults.balancer import Balancer
 from integration.faults.failpoints import VARIABLE
+from integration.faults.folding import Folder, stored
 from integration.faults.observed import Committed, Got, Log, Lost, Timing
 from integration.faults.proxy import Proxy
 from integration.faults.sampler import Sampler
@@ -57,8 +58,8 @@ RECONNECT_SECONDS = 3.0
 class Plan:
     """How a laboratory is set up. ``settings``: of the server. ``environ``: of the daemon.
 
-    ``few``: two subscribers only. ``scale``: how large a large transaction is, in ten thousands of rows, and a large
-    row, in millions of bytes; subscribers leave both to a counter.
+    ``few``: two subscribers only. ``folds``: clients with snapshots, too. ``scale``: how large a large transaction is,
+    in ten thousands of rows, and a large row, in millions of bytes; subscribers leave both to a counter.
     ``keeps_all``: age alone bounds the window, so that P4 can be told.
     ``is_newest``: an own server is the newest of this machine, with pgoutput only, instead of the newest with wal2json.
     ``is_pair``: a second daemon on the same slot, and clients come through a balancer that asks both whether they are
@@ -75,6 +76,7 @@ class Plan:
     through_proxy: bool = False
     is_pair: bool = False
     few: bool = False
+    folds: bool = False
     keeps_all: bool = True
     is_newest: bool = False
     scale: int = 0
@@ -255,9 +257,10 @@ class Lab:
             behind = self._wait_for(end)
             logs = self.subscribers.take(end)
             truth = [transaction for transaction in self.tap.committed() if transaction.end <= end]
+            unlike = self._compare_folds()
         self._past += [each._replace(events=()) for each in truth if each.end > self._settled]
         findings = Findings(
-            self._judge(logs, truth, behind, may_gap=may_gap),
+            self._judge(logs, truth, behind, may_gap=may_gap) | unlike,
             changes=sum(len(transaction.events) for transaction in truth if transaction.end > self._settled),
             delivered=sum(isinstance(entry, Got) for log in logs for entry in log.entries),
             faults=self.faults,
@@ -337,10 +340,28 @@ class Lab:
             **self._more,
         }
 
+    @property
+    def folders(self) -> list[Folder]:
+        """Who folds snapshots and changes."""
+        return [member for member in self.subscribers.members if isinstance(member, Folder)]
+
+    def _compare_folds(self) -> dict[str, list[str]]:
+        """Nobody writes: what folders hold is their tables, once they have what was written last."""
+        if not self.folders:
+            return {}
+        workload.last_words(self.database)
+        newest = ("items", self.database.scalar("select max(id) from public.items"))
+        eventually(lambda: all(folder.rests and newest in folder.rows for folder in self.folders))
+        found: list[str] = []
+        for folder in self.folders:
+            found += folder.compare(stored(self.database, folder.tables or ()))
+        return {"fold": found}
+
     def _pauses(self, logs: Sequence[Log]) -> list[float]:
         """From each kill of the daemon to the first change that a resuming subscriber gets on a new connection."""
         found = []
-        steady = {member.name for member in self.subscribers.members if member.resumes and not member.restless}
+        members = (member for member in self.subscribers.members if not isinstance(member, Folder))
+        steady = {member.name for member in members if member.resumes and not member.restless}
         for log in logs:
             if log.name not in steady:
                 continue
@@ -365,6 +386,8 @@ def _everybody(plan: Plan, url: str, dsn: str) -> list[Subscriber]:
         tables = ("accounts", "docs", "audit")
         return [make("resuming", resumes=True, tables=tables), make("plain", resumes=False, tables=tables)]
     few = [make("resuming", resumes=True), make("plain", resumes=False)]
+    if plan.folds:
+        few += [Folder("folding", url, ("items",)), Folder("folding all", url, ("accounts", "docs", "items"))]
     if plan.few:
         return few
     if plan.is_pair:

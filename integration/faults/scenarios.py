@@ -503,6 +503,38 @@ def change_definitions(lab: Lab, rng: random.Random) -> None:
     lab.faults += 6
 
 
+SNAPSHOT_ROWS = 20
+ROWS_TO_SHOW = 4000
+
+
+def break_snapshots(lab: Lab, rng: random.Random, *, with_server: bool = True) -> None:
+    """Faults in the midst of pages, while writers go on: the daemon dies, a connection ends, the server stops."""
+    if not lab.database.scalar("select count(*) > %s from public.items", (ROWS_TO_SHOW // 2,)):
+        lab.database.execute(
+            "insert into public.items (n, v) select n, repeat('x', 300) from generate_series(1, %s) n", (ROWS_TO_SHOW,)
+        )
+    faults: list[Callable[[], object]] = [lab.kill_daemon, lambda: _end_snapshots(lab), lab.end_walsender]
+    if with_server:
+        faults += [lambda: lab.restart_server("kill"), lambda: lab.restart_server("immediate")]
+    for act in rng.sample(faults, 3):
+        whole = [folder.snapshots for folder in lab.folders]
+        for folder in lab.folders:
+            folder.begin_anew()
+        folder, pages = rng.choice(lab.folders), rng.randint(1, ROWS_TO_SHOW // SNAPSHOT_ROWS // 2)
+        eventually(lambda: not folder.starts_anew and folder.pages >= pages)  # noqa: B023 - called at once
+        act()
+        lab.until_streaming()
+        eventually(lambda: all(now.snapshots > then for now, then in zip(lab.folders, whole, strict=True)))  # noqa: B023
+        lab.write(rng.uniform(0, 0.5))
+
+
+def _end_snapshots(lab: Lab) -> None:
+    lab.database.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'walstream (snapshots)'"
+    )
+    lab.faults += 1
+
+
 def mix(lab: Lab, rng: random.Random) -> None:
     """Three faults of different kinds, shortly after each other, under more load."""
     faults: list[Callable[[], None]] = [
@@ -545,6 +577,9 @@ SCENARIOS = (
              may_gap=True, own_server=True, share=0.1),
     Scenario("large transaction", "16", write_a_large_transaction, PASSING, share=0.1),
     Scenario("large row", "17", write_large_rows, WHOLE, share=0.1),
+    Scenario("snapshots", "P1", break_snapshots,
+             {"folds": True, "few": True, "environ": {"WALSTREAM_SNAPSHOT_ROWS": f"{SNAPSHOT_ROWS}"}},
+             own_server=True, share=0.25),
     Scenario("definitions changed", "25", change_definitions, share=0.1),
 )  # fmt: skip
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

@@ -29,7 +29,7 @@ SILENCE_SECONDS = 5.0
 RETRY_SECONDS = (0.02, 0.15)
 _ENDS = (OSError, trio_websocket.HandshakeError, trio_websocket.ConnectionClosed, trio.TooSlowError)
 _decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 
 
 class Subscriber:
@@ -139,7 +139,7 @@ class Subscriber:
         more = {"since": self._since} if self._since else {}
         items = [{"event": "*", "schema": "public", "table": table, **more} for table in (self.tables or ("*",))]
         payload = {"config": {"postgres_changes": items, "broadcast": {}, "presence": {}, "private": False}}
-        return _encode(["1", "1", TOPIC, "phx_join", payload])
+        return encode(["1", "1", TOPIC, "phx_join", payload])
 
     async def _take(self, frame: Any) -> None:
         event, payload = frame[3], frame[4]
