@@ -44,7 +44,7 @@ class PlanLog:
         self._ring = ring
         self._changes: deque[PlanChange] = deque()
         self._expected: list[tuple[Anew, Collection[Hashable]]] = []
-        self._writers: list[tuple[Anew, Collection[Hashable]]] = []  # reached, but for what these commit
+        self._writers: dict[int, tuple[Anew, Collection[Hashable]]] = {}  # by xid: reached, but for what it commits
 
     @property
     def changes(self) -> Sequence[PlanChange]:
@@ -89,8 +89,8 @@ class PlanLog:
         commit_lsn, xid = transaction.commit_lsn, transaction.xid
         due = [each for each in self._expected if each[0].position < commit_lsn]
         self._expected = [each for each in self._expected if each not in due]
-        late = [each for each in self._writers if xid in each[0].writers]
-        self._writers += [each for each in due if each[0].writers]
+        late = [self._writers.pop(xid)] if xid in self._writers else []
+        self._writers.update({writer: each for each in due for writer in each[0].writers - {xid}})
         found = [Reached(PlanChange(Lsn(commit_lsn - 1), anew.tables), audience) for anew, audience in due + late]
         if found:
             self._ring.told = Lsn(commit_lsn - 1)

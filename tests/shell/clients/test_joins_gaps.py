@@ -111,3 +111,18 @@ def test_who_was_concerned_is_told_though_others_have_joined_since() -> None:
         assert rig.joins.gap("plan_changed", lambda wish: False, concerned) == 0
 
     scene(main, World(tables=("things", "nothing")))
+
+
+def test_whose_socket_is_closed_by_the_word_to_another_channel_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its outbox had no room for that."""
+
+    async def main(rig: Rig) -> None:
+        owner = Owner(rig)
+        first, second = rig.ask(owner, ALL), rig.ask(owner, ALL)
+        await wait_all_tasks_blocked()
+        monkeypatch.setattr(owner, "system", lambda *_: owner.leave(second))
+        assert rig.joins.gap("slot_lost") == 1
+        owner.leave(first)
+        assert rig.is_clean
+
+    scene(main)

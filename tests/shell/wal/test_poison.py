@@ -220,3 +220,21 @@ def test_where_nobody_can_say_which_table_it_was_everybody_is_told(payload: byte
     for _ in range(TRIES):
         scene.meet(payload)
     assert scene.tables == [None]
+
+
+def test_who_could_not_be_told_for_the_database_was_away_is_told_by_the_next_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene()
+    for _ in range(TRIES - 1):
+        assert not scene.meet(TYPE)
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.poison, "_root", away)
+        with pytest.raises(DatabaseUnreachable):
+            scene.meet(TYPE)
+    assert scene.meet(TYPE)
+    assert scene.gaps == 1
+
+
+async def away(payload: bytes) -> None:
+    raise DatabaseUnreachable("away")

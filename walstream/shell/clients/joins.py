@@ -169,6 +169,8 @@ class Joins:
         for key, joined in list(self._joined.items()):
             if key not in besides and not any(map(concerns, joined.asked.wishes)):
                 continue
+            if key not in self._joined:
+                continue  # its socket was closed for having no room for the word of another channel
             told += 1
             if not self._snapshots.abandon(key, reason):
                 self._fanout.pursuits.skip(joined.member)

@@ -137,8 +137,9 @@ class Poison:
             await self._park(Parked(self._slot, plugin, Lsn(broken.lsn), broken.xid, name, reason, content))
         self._tell("message", Lsn(broken.lsn), broken.xid, table.decode("utf-8", "replace"), broken.error)
         if table not in self._told:
+            root = await self._root(broken.payload)
             self._told.add(table)
-            self.on_skipped(Lsn(broken.commit_lsn), await self._root(broken.payload))
+            self.on_skipped(Lsn(broken.commit_lsn), root)
         return True
 
     async def leave_out(
