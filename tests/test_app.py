@@ -129,7 +129,8 @@ async def _ending(*numbers: int) -> Ending:
 
 def test_the_parts_are_joined() -> None:
     daemon = Daemon(CONFIG)
-    assert daemon.pipeline.on_gap == daemon._tell_gap
-    assert daemon.pipeline.on_overtaken == daemon._plan_overtaken
-    assert daemon.pipeline.on_anew == daemon.keeper.on_anew == daemon._captured_anew
+    assert daemon.pipeline.on_gap == daemon.gaps.tell
+    assert daemon.pipeline.on_overtaken == daemon.gaps.overtaken
+    assert daemon.pipeline.on_anew == daemon.keeper.on_anew == daemon.gaps.captured_anew
+    assert daemon.reader.poison.on_skipped == daemon.gaps.left_out
     assert len(daemon.joins) == 0

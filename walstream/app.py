@@ -32,7 +32,7 @@ from __future__ import annotations
 import gc
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -49,10 +49,7 @@ from walstream.channel.address import parse_networks
 from walstream.channel.origins import Origins
 from walstream.config import Config, secrets_of
 from walstream.errors import ConfigError, WalstreamError
-from walstream.history.plan_log import Anew
-from walstream.history.resume import PLAN_CHANGED, PlanChange
 from walstream.history.ring import Ring
-from walstream.lsn import Lsn
 from walstream.model import Catalog
 from walstream.router import Router
 from walstream.shell.channels.authorizer import AskingPostgres, PolicyAuthorizer
@@ -72,9 +69,9 @@ from walstream.shell.clients.connection import Connections
 from walstream.shell.clients.credentials import KeyKeeper, RevocationWatch
 from walstream.shell.clients.edge import Edge, Guards
 from walstream.shell.clients.expiries import Expiries
+from walstream.shell.clients.gaps import Gaps
 from walstream.shell.clients.gate import Gate, GateLimits
 from walstream.shell.clients.http_app import HttpRules, make_app
-from walstream.shell.clients.join_check import Wish
 from walstream.shell.clients.joins import Joins
 from walstream.shell.clients.key_sets import KeySetSource
 from walstream.shell.clients.limits import EdgeLimits, raise_open_files
@@ -99,7 +96,7 @@ from walstream.shell.wal.slot_watch import Look, SlotWatch
 from walstream.shell.wal.spill import FileSpill
 from walstream.shell.wal.wal_reader import WalReader
 from walstream.telemetry import log as logs
-from walstream.telemetry.log import GAP_TOLD, SERVER_STARTED, SERVER_STOPPED
+from walstream.telemetry.log import SERVER_STARTED, SERVER_STOPPED
 from walstream.telemetry.metrics import Metrics
 from walstream.telemetry.redaction import Redactor
 
@@ -149,7 +146,6 @@ class Daemon:
         self.reader = self._make_reader()
         self.keeper.on_made = lambda names: self.reader.renew("unpublished", f"{', '.join(names)} had been dropped")
         self.reader.poison.policy = config.poison
-        self.reader.poison.on_skipped = self._skipped
         self.reader.life.on_turn = self._slot_turned
         self._away = trio.Event()
         self.watch = self._make_watch()
@@ -166,6 +162,11 @@ class Daemon:
             snapshots=self.snapshots,
             reader=lambda: self.health.reader,
         )
+        self.gaps = Gaps(self.joins, self.pipeline, self.metrics)
+        self.pipeline.on_gap = self.gaps.tell
+        self.pipeline.on_overtaken = self.gaps.overtaken
+        self.pipeline.on_anew = self.keeper.on_anew = self.gaps.captured_anew
+        self.reader.poison.on_skipped = self.gaps.left_out
         self.plan_watch = PlanWatch(self.database, self.pipeline, self.health, config.schema)
         self.report = self._make_report()
         self.mirror = self.pipeline.mirror = self._make_mirror()
@@ -218,7 +219,7 @@ class Daemon:
 
     def _make_pipeline(self, catalog: Catalog, access: TableAccess) -> Pipeline:
         config = self.config
-        pipeline = Pipeline(
+        return Pipeline(
             PipelineSettings(config.schema, config.publication, config.filter_tables),
             catalog=catalog,
             ring=self.ring,
@@ -228,10 +229,6 @@ class Daemon:
             keeper=self.keeper,
             returned=self.heartbeat.returned,
         )
-        pipeline.on_gap = self._tell_gap
-        pipeline.on_overtaken = self._plan_overtaken
-        pipeline.on_anew = self.keeper.on_anew = self._captured_anew
-        return pipeline
 
     def _make_reader(self) -> WalReader:
         config = self.config
@@ -392,35 +389,6 @@ class Daemon:
             await self._away.wait()
             self._away = trio.Event()
             await self.edge.sockets.drain(SERVICE_RESTART, REASON_DRAIN)
-
-    def _skipped(self, record_lsn: Lsn, table: tuple[str, str] | None) -> None:
-        change = self.pipeline.left_out(record_lsn, table)
-        self._tell_gap(change.reason, lambda wish: change.concerns(0, (wish.schema, wish.table)))
-
-    def _captured_anew(self, anew: Anew) -> None:
-        """Who is here now misses what was written before; whoever joins from now on does not."""
-        change = PlanChange(Lsn(anew.position), anew.tables)
-        self.pipeline.expect(anew, self.joins.concerned(lambda wish: change.concerns(0, (wish.schema, wish.table))))
-
-    def _plan_overtaken(self, change: PlanChange, joins: Collection[Hashable]) -> None:
-        """Who went on from before it was told of what this process has read by a newer plan, or not at all."""
-        self._tell_gap(
-            PLAN_CHANGED,
-            lambda wish: wish.since is not None and change.concerns(wish.since.commit_lsn, (wish.schema, wish.table)),
-            joins,
-        )
-
-    def _tell_gap(
-        self,
-        reason: str,
-        concerns: Callable[[Wish], bool] = lambda wish: True,
-        besides: Collection[Hashable] = (),
-    ) -> None:
-        """Changes may be missing before what comes next."""
-        told = self.joins.gap(reason, concerns, besides)
-        if told:
-            log.warning(GAP_TOLD, reason=reason, channels=told)
-            self.metrics.gaps.labels(reason).inc(told)
 
     async def run(self) -> None:
         """Serve until a signal ends it. Raises ConfigError where it cannot listen."""
