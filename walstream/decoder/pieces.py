@@ -58,7 +58,7 @@ def quote(text: Text) -> bytes:
     return _joined(_quoted(text))
 
 
-def unquote(value: bytes) -> bytes:
+def unquote(value: Text) -> bytes:
     """The text of a JSON string. Raises ValueError for what is none."""
     if len(value) > PIECE_BYTES:
         try:
@@ -93,27 +93,28 @@ def _quoted(text: Text) -> Iterator[bytes]:
     yield b'"'
 
 
-def _unquoted(value: bytes) -> Iterator[bytes]:
+def _unquoted(value: Text) -> Iterator[bytes]:
     at, end = 1, len(value) - 1
     if value[:1] != b'"' or value[end:] != b'"':
         raise ValueError("not a JSON string")
     while at < end:
         cut = _cut(value, at, end)
-        yield _decode_text(b'"%b"' % value[at:cut]).encode()
+        yield _decode_text(b'"%b"' % bytes(value[at:cut])).encode()
         at = cut
 
 
-def _cut(value: bytes, at: int, end: int) -> int:
+def _cut(value: Text, at: int, end: int) -> int:
     """Where a piece may end, within no character and no escape."""
     cut = at + PIECE_BYTES
     if cut >= end:
         return end
     while value[cut] & 0xC0 == 0x80:
         cut -= 1
-    newest = value.rfind(b"\\", cut - _ESCAPE_BYTES, cut)
-    if newest < 0:
+    tail = bytes(value[cut - _ESCAPE_BYTES : cut]).rfind(b"\\")
+    if tail < 0:
         return cut
-    return newest if _ends_in_escape(value[at : newest + 1]) else newest + 1
+    newest = cut - _ESCAPE_BYTES + tail
+    return newest if _ends_in_escape(bytes(value[at : newest + 1])) else newest + 1
 
 
 def _ends_in_escape(piece: bytes) -> bool:

@@ -11,8 +11,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from walstream.decoder.pieces import PIECE_BYTES
 from walstream.decoder.relations import Listed, arrange, restore
-from walstream.decoder.values import BOOL, INT2, INT4, INT8, NUMBERS, OID, Converter, from_wal2json, type_info
+from walstream.decoder.values import BOOL, INT2, INT4, INT8, NUMBERS, OID, Converter, Unquoted, from_wal2json, type_info
 from walstream.errors import DecodeError
 from walstream.model import Catalog, Operation, Relation, Row
 
@@ -115,12 +116,26 @@ class Shape:
         """
         for index, convert in self.converters:
             cells[index] = convert(cells[index])
+        return self._arranged(cells)
+
+    def rows_of_views(self, views: Iterable[memoryview]) -> tuple[Row | None, Row | None]:
+        """As ``rows``, of values that lie in a message: a large one is not copied before it is converted."""
+        converters = dict(self.converters)
+        return self._arranged([_cell(view, converters.get(index)) for index, view in enumerate(views)])
+
+    def _arranged(self, cells: list[bytes]) -> tuple[Row | None, Row | None]:
         count = self._count
         old = arrange([*cells[count:], None], self._old) if self._old is not None else None
         if self._new is None:
             return None, old
         new = tuple(cells[:count]) if self._is_ordered else arrange([*cells[:count], None], self._new)
         return restore(new, old), old
+
+
+def _cell(view: memoryview, convert: Converter | None) -> bytes:
+    if len(view) > PIECE_BYTES and isinstance(convert, Unquoted):
+        return convert(view)
+    return bytes(view) if convert is None else convert(bytes(view))
 
 
 def _order(listed: Listed, relation: Relation) -> tuple[int, ...]:

@@ -107,7 +107,7 @@ def from_wal2json(info: TypeInfo | None, catalog: Catalog) -> Converter | None:
     if info.oid in _JSON_SCALARS:
         return _JSON_SCALARS[info.oid]
     convert = from_text(info, catalog)
-    return None if convert is quote and info.kind != "d" else _unquoted(convert)
+    return None if convert is quote and info.kind != "d" else Unquoted(convert)
 
 
 def _number(text: bytes) -> bytes:
@@ -252,17 +252,23 @@ def _hstore(text: bytes) -> bytes:
     return b"{%b}" % b",".join(members)
 
 
-def _unquoted(convert: Converter) -> Converter:
-    def apply(value: bytes) -> bytes:
+class Unquoted:
+    """Converter for a value that wal2json writes as a JSON string of its text; takes views of messages, too."""
+
+    __slots__ = ("_convert",)
+
+    def __init__(self, convert: Converter) -> None:
+        self._convert = convert
+
+    def __call__(self, value: Text) -> bytes:
+        """The JSON of a value or NULL. Raises DecodeError."""
         if value == NULL:
             return NULL
         try:
             text = unquote(value)
         except ValueError as error:
-            raise DecodeError(f"not a JSON string: {error}", value) from error
-        return convert(text)
-
-    return apply
+            raise DecodeError(f"not a JSON string: {error}", bytes(value[:200])) from error
+        return self._convert(text)
 
 
 def _oid_in_json(value: bytes) -> bytes:
@@ -282,8 +288,8 @@ def _timestamptz_in_json(value: bytes) -> bytes:
     return _slow_timestamptz(value)
 
 
-_slow_timestamp: Final = _unquoted(_timestamp)
-_slow_timestamptz: Final = _unquoted(_timestamptz)
+_slow_timestamp: Final = Unquoted(_timestamp)
+_slow_timestamptz: Final = Unquoted(_timestamptz)
 
 _SCALARS: Final[dict[int, Converter]] = {
     **dict.fromkeys((INT2, INT4, INT8), _integer),

@@ -17,7 +17,7 @@ from typing import Annotated, Final
 import msgspec
 
 from walstream.decoder.api import MESSAGE_PREFIX, Wanted
-from walstream.decoder.pieces import is_utf8, repaired
+from walstream.decoder.pieces import PIECE_BYTES, is_utf8, repaired
 from walstream.decoder.relations import Listed, Relations, merge, root_name
 from walstream.decoder.runs import cut
 from walstream.decoder.shapes import NO_MATCH, OPERATIONS, Listing, Shape
@@ -167,16 +167,20 @@ class Wal2json:
         # Patterns look at bytes, and not at a message's head.
         if match is None or shape is None or shape.action != payload[11] or not (payload.isascii() or is_utf8(payload)):
             return self._strict(payload, data_start)
-        groups: tuple[bytes, ...] = match.groups()
-        new: Row | None = groups
+        new: Row | None
         old: Row | None = None
-        if not shape.is_plain:
-            new, old = shape.rows(list(groups))
+        if len(payload) > PIECE_BYTES:
+            view = memoryview(payload)
+            new, old = shape.rows_of_views(view[start:end] for start, end in match.regs[1:])
+        elif not shape.is_plain:
+            new, old = shape.rows(list(match.groups()))
         elif shape.converters:
-            cells = list(groups)
+            cells = list(match.groups())
             for index, convert in shape.converters:
                 cells[index] = convert(cells[index])
             new = tuple(cells)
+        else:
+            new = match.groups()
         ordinal = self._ordinal
         self._ordinal = ordinal + 1
         return Change(shape.relation, shape.operation, new, old, data_start, ordinal)
@@ -190,7 +194,7 @@ class Wal2json:
             self._find(first)
             shape = self._shape
         match = self._match
-        if shape is None or not shape.is_plain:
+        if shape is None or not shape.is_plain or max(map(len, payloads)) > PIECE_BYTES:
             return None
         if not (all(map(bytes.isascii, payloads)) or is_utf8(b"".join(payloads))):
             return None
@@ -268,8 +272,8 @@ class Wal2json:
         if shape is None:
             self._ordinal += 1
             return None
-        cells = [bytes(column.value) for column in (*(message.columns or ()), *(message.identity or ()))]
-        new, old = shape.rows(cells)
+        values = [memoryview(column.value) for column in (*(message.columns or ()), *(message.identity or ()))]
+        new, old = shape.rows_of_views(values)
         change = Change(shape.relation, shape.operation, new, old, data_start, self._ordinal)
         self._ordinal += 1
         return change
