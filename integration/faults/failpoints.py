@@ -6,7 +6,8 @@ turn it on. The names of the wrapped methods are those of the sources; each fail
 ``test_failpoints.py``, each bug to be found in ``test_deliberate_bugs.py``, so a method that is renamed is noticed.
 
 ``FAULTS`` is a comma list of ``name:number``: a failpoint kills the process with SIGKILL when it is reached for the
-``number``-th time, a bug happens every ``number``-th time (``acknowledge-early`` and ``silence``: always).
+``number``-th time, a bug happens every ``number``-th time (``acknowledge-early`` and ``silence``: always;
+``lose-heartbeats``: from then on).
 
 | failpoint | where |
 | --- | --- |
@@ -27,6 +28,7 @@ turn it on. The names of the wrapped methods are those of the sources; each fail
 | ``skip-in-catch-up`` | P1, P3 |
 | ``silence`` | P3 |
 | ``lose-a-row`` | fold |
+| ``lose-heartbeats`` | ``/ready`` |
 """
 
 from __future__ import annotations
@@ -212,6 +214,20 @@ def _lose_a_row(daemon: app.Daemon, count: _Count) -> None:
     setattr(snapshots._Source, "_convert", convert)  # noqa: B010 - for mypy
 
 
+def _lose_heartbeats(daemon: app.Daemon, count: _Count) -> None:
+    """As if something filtered them away: they are written, and do not come back."""
+    returned = daemon.pipeline._returned
+    lost = False
+
+    def lose(content: bytes) -> None:
+        nonlocal lost
+        lost = lost or count()
+        if not lost:
+            returned(content)
+
+    daemon.pipeline._returned = lose
+
+
 POINTS: dict[str, Callable[[app.Daemon, _Count], None]] = {
     "after-read": _after_read,
     "after-append": _after_append,
@@ -229,6 +245,7 @@ BUGS: dict[str, Callable[[app.Daemon, _Count], None]] = {
     "skip-in-catch-up": _skip_in_catch_up,
     "silence": _silence,
     "lose-a-row": _lose_a_row,
+    "lose-heartbeats": _lose_heartbeats,
 }
 
 

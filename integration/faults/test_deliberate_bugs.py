@@ -8,7 +8,10 @@ import pytest
 
 from integration.faults.conftest import Open
 from integration.faults.lab import Lab
-from integration.faults.scenarios import drop_the_slot
+from integration.faults.scenarios import drop_the_slot, ready, said
+from integration.fixtures.node import eventually
+from walstream.shell.wal.wal_reader import SILENCE_SECONDS
+from walstream.telemetry.log import HEARTBEAT_MISSED, READER_STARTED
 
 FOUND_BY = {
     "drop-a-change": "P1",
@@ -24,6 +27,20 @@ def found(lab: Lab, bug: str, *, seconds: float = 1.0) -> dict[str, list[str]]:
     lab.arm(f"{bug}:5")
     lab.write(seconds)
     return lab.settle().complaints
+
+
+def test_heartbeats_that_are_written_and_never_come_are_told(shared: Open) -> None:
+    """Once in the log; and that alone is no reason to begin the stream anew, which brings everything else."""
+    with shared(few=True) as lab:
+        eventually(lambda: '"ready"' in ready(lab))
+        lab.arm("lose-heartbeats:5")
+        eventually(lambda: '"ready"' in ready(lab))
+        eventually(lambda: '"degraded"' in ready(lab))
+        assert "heartbeat: overdue" in ready(lab)
+        streams = said(lab, READER_STARTED)
+        lab.write(SILENCE_SECONDS + 1)
+        assert (said(lab, READER_STARTED), said(lab, HEARTBEAT_MISSED)) == (streams, 1)
+        assert lab.settle().all == []
 
 
 @pytest.mark.timeout(300)
