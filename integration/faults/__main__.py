@@ -24,10 +24,8 @@ from integration.faults.oracles import back_in_time, quantile
 from integration.faults.scenarios import BY_NAME, SCENARIOS, Scenario
 from tests.support import clean_environment
 
-ORACLES = ("P1", "P2", "P3", "P4", "P6", "P8", "P9", "fold", "back")
+ORACLES = ("P1", "P2", "P3", "P4", "P6", "P8", "P9", "fold", "memory", "back")
 SERVERS = ("with-wal2json", "newest")
-BATCH = 10
-"""Rounds in one laboratory; the next one begins with a new server and new seeds."""
 
 
 class Report:
@@ -67,7 +65,7 @@ class Report:
 def run(
     scenario: Scenario, source: tuple[str, str], rounds: int, seed: int, more: Mapping[str, float | int | None]
 ) -> Report:
-    """Some rounds of a scenario, in laboratories of ``BATCH`` each. ``source``: decoder and server.
+    """Some rounds of a scenario, in laboratories of ``scenario.batch`` each. ``source``: decoder and server.
 
     ``more``: what the command line says of the plan; None for nothing.
     """
@@ -96,8 +94,10 @@ def run(
 
 def _batch(report: Report, lab: Lab, rounds: int, seed: int) -> None:
     scenario = report.scenario
-    for number in range(report.rounds, min(rounds, report.rounds + BATCH)):
-        print(f"    {scenario.name}, {report.decoder}, round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    for number in range(report.rounds, min(rounds, report.rounds + scenario.batch)):
+        usage = f"{lab.lives.samples[-1]}" if lab.lives.samples else ""
+        where = f"{scenario.name}, {report.decoder}, round {number + 1} of {rounds}"
+        print(f"    {where} {usage}", file=sys.stderr, flush=True)
         report.rounds += 1
         scenario.run(lab, random.Random(seed + number))
         report.findings.add(lab.settle(may_gap=scenario.may_gap))
@@ -150,7 +150,11 @@ def main() -> int:
     arguments = _arguments()
     clean_environment()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(1 << 24)
-    wanted = [BY_NAME[name] for name in arguments.scenario] if arguments.scenario else SCENARIOS
+    wanted = (
+        [BY_NAME[name] for name in arguments.scenario]
+        if arguments.scenario
+        else [scenario for scenario in SCENARIOS if scenario.share]
+    )
     begun = time.monotonic()
     print(f"seed {seed}", file=sys.stderr)
     reports = []

@@ -18,8 +18,10 @@ import psycopg2
 
 from integration.faults import oracles, workload
 from integration.faults.balancer import Balancer
+from integration.faults.chatter import Chatter
 from integration.faults.failpoints import VARIABLE
 from integration.faults.folding import Folder, stored
+from integration.faults.lives import Lives
 from integration.faults.observed import Committed, Got, Log, Lost, Timing
 from integration.faults.proxy import Proxy
 from integration.faults.sampler import Sampler
@@ -64,6 +66,7 @@ class Plan:
     ``is_newest``: an own server is the newest of this machine, with pgoutput only, instead of the newest with wal2json.
     ``is_pair``: a second daemon on the same slot, and clients come through a balancer that asks both whether they are
     ready. ``through_proxy``: the daemon reaches the server, and clients the daemon, through cutting proxies.
+    ``is_mixed``: there are broadcasts and presence, too.
     """
 
     seed: int = 1
@@ -75,6 +78,7 @@ class Plan:
     faults: str = ""
     through_proxy: bool = False
     is_pair: bool = False
+    is_mixed: bool = False
     few: bool = False
     folds: bool = False
     keeps_all: bool = True
@@ -125,6 +129,7 @@ class Lab:
         self.tap = tap
         self.supervisor = Supervisor(daemon)
         self.sampler = Sampler(database, daemon.slot)
+        self.lives = Lives(daemon)
         self.writers = workload.Workload(database, seed=plan.seed, writers=plan.writers, rate=plan.rate)
         self.timings: list[Timing] = []
         self.alone: dict[str, float] = {}
@@ -450,8 +455,10 @@ def laboratory(directory: Path, plan: Plan, cluster: Cluster | None = None) -> I
             lab.database_proxy, lab.client_proxy = proxies
             url = url.replace(str(port), str(proxies[1].port))
         lab.subscribers = Subscribers(*_everybody(plan, url, database.dsn))
-        for part in (lab.supervisor, lab.sampler, lab.subscribers):
+        for part in (lab.supervisor, lab.sampler, lab.lives, lab.subscribers):
             stack.enter_context(part)
+        if plan.is_mixed:
+            stack.enter_context(Chatter(daemon, database, url, plan.seed))
         eventually(lambda: all(member.is_subscribed for member in lab.subscribers.members))
         stack.enter_context(lab.writers)
         eventually(lambda: all(member.newest for member in lab.subscribers.members))  # who has a position may resume

@@ -148,3 +148,15 @@ class Timing(NamedTuple):
     what: str
     seconds: float
     bound: float
+
+
+class Usage(NamedTuple):
+    """What a process took at one moment. ``at``: monotonic seconds; ``resident``: bytes; ``descriptors``: open ones."""
+
+    at: float
+    pid: int
+    resident: int
+    descriptors: int
+
+    def __str__(self) -> str:
+        return f"({self.resident / (1 << 20):.1f} MiB resident, {self.descriptors} descriptors)"

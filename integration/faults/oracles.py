@@ -9,13 +9,32 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from statistics import median
 from typing import NamedTuple
 
-from integration.faults.observed import Committed, Gap, Got, Joined, Log, Lost, Sample, Tally, Timing, Untold
+from integration.faults.observed import (
+    Committed,
+    Gap,
+    Got,
+    Joined,
+    Log,
+    Lost,
+    Sample,
+    Tally,
+    Timing,
+    Untold,
+    Usage,
+)
 from walstream.lsn import Lsn
 
 Complaints = list[str]
 _SHOWN = 3
+WARM_SECONDS = 300.0
+"""Of a life, in which caches and the window may fill."""
+SPAN_SECONDS = 120.0
+"""Of which the median counts; what is read or sent in a moment comes and goes."""
+GROWTH_BYTES = 4 << 20
+GROWTH_DESCRIPTORS = 3
 
 
 class _Found(NamedTuple):
@@ -276,3 +295,34 @@ def back_in_time(pauses: Sequence[float], bound: float) -> Complaints:
     """95 of 100 resuming subscribers have their first new change within ``bound`` seconds after a kill."""
     found = quantile(pauses, 0.95)
     return [f"the 95th percentile of {len(pauses)} pauses is {found:.1f} s, above {bound:g} s"] if found > bound else []
+
+
+def flat_lives(usages: Iterable[Usage]) -> Complaints:
+    """Once warm, a life of the daemon takes no more memory and no more descriptors the longer it lasts.
+
+    Lives that end before two spans can be compared say nothing.
+    """
+    found = []
+    for pid, life in groupby(usages, key=lambda usage: usage.pid):
+        warm, last = _spans(list(life))
+        if not warm or not last:
+            continue
+        grown = int(median(usage.resident for usage in last) - median(usage.resident for usage in warm))
+        if grown > GROWTH_BYTES:
+            found.append(f"process {pid} grew by {grown / (1 << 20):.1f} MiB in {_minutes(warm, last):.0f} minutes")
+        opened = median(usage.descriptors for usage in last) - median(usage.descriptors for usage in warm)
+        if opened > GROWTH_DESCRIPTORS:
+            found.append(f"process {pid} has {opened:g} descriptors more after {_minutes(warm, last):.0f} minutes")
+    return found
+
+
+def _spans(life: Sequence[Usage]) -> tuple[list[Usage], list[Usage]]:
+    """The first span after warming up, and the last one; empty where they would overlap."""
+    begun, ended = life[0].at + WARM_SECONDS, life[-1].at - SPAN_SECONDS
+    if ended < begun + SPAN_SECONDS:
+        return [], []
+    return [usage for usage in life if 0 <= usage.at - begun < SPAN_SECONDS], [u for u in life if u.at > ended]
+
+
+def _minutes(warm: Sequence[Usage], last: Sequence[Usage]) -> float:
+    return (last[0].at - warm[0].at) / 60

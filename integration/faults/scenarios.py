@@ -25,6 +25,7 @@ from integration.faults.failpoints import POINTS
 from integration.faults.lab import Lab
 from integration.faults.large import PASSING, WHOLE, write_a_large_transaction, write_large_rows
 from integration.faults.observed import Lost, Timing
+from integration.faults.soak import soak, stall
 from integration.faults.subscribers import Subscriber
 from integration.faults.tap import SLOT
 from integration.fixtures.node import eventually
@@ -43,9 +44,11 @@ TAKE_OVER_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Scenario:
-    """``plan``: what differs in the set-up. ``share``: part of the wanted rounds that it gets, at least one.
+    """``plan``: what differs in the set-up. ``share``: part of the wanted rounds that it gets, at least one;
+    0: it runs only when it is named.
 
     ``own_server``: the server is stopped, or has settings of its own. ``is_timed``: it tells how soon clients are back.
+    ``batch``: rounds in one laboratory; the next one begins with a new server and new seeds.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Scenario:
     own_server: bool = False
     is_timed: bool = False
     share: float = 1.0
+    batch: int = 10
     decoders: tuple[str, ...] = ("wal2json", "pgoutput")
 
 
@@ -351,13 +355,8 @@ def cut_the_clients_off(lab: Lab, rng: random.Random) -> None:
 
 def stall_a_client(lab: Lab, rng: random.Random) -> None:
     """One that does not read for a while, with an outbox that is too small for it; it gets everything all the same."""
-    stalled = lab.subscribers.members[0]
     before = said(lab, CLIENT_BEHIND)
-    stalled.reads = False
-    # More than the kernel's buffers and its outbox hold.
-    lab.database.execute("insert into items (n, v) select n, repeat('y', 900) from generate_series(1, 20000) n")
-    lab.write(rng.uniform(2.0, 4.0))
-    stalled.reads = True
+    stall(lab, rng.uniform(2.0, 4.0), rows=20_000)
     lab.complain("stall", [] if said(lab, CLIENT_BEHIND) > before else ["nobody fell behind"])
     lab.faults += 1
 
@@ -581,5 +580,8 @@ SCENARIOS = (
              {"folds": True, "few": True, "environ": {"WALSTREAM_SNAPSHOT_ROWS": f"{SNAPSHOT_ROWS}"}},
              own_server=True, share=0.25),
     Scenario("definitions changed", "25", change_definitions, share=0.1),
+    Scenario("soak", "soak", soak,
+             {"is_mixed": True, "through_proxy": True, "few": True, "environ": {"WALSTREAM_OUTBOX_BYTES": "2MiB"}},
+             own_server=True, share=0, batch=1000),
 )  # fmt: skip
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

@@ -22,6 +22,7 @@ from integration.faults.observed import (
     Tally,
     Timing,
     Untold,
+    Usage,
 )
 
 
@@ -244,3 +245,27 @@ def test_complaints_are_counted_when_there_are_many(oracle: Callable[..., list[s
     found = oracle([log(*entries)], truth)
     assert len(found) == 4
     assert "more" in found[-1]
+
+
+def life(pid: int, grown: int = 0, opened: int = 0, seconds: int = 1200) -> list[Usage]:
+    """``grown`` and ``opened``: by the hour. The first minutes fill caches."""
+    return [
+        Usage(float(at), pid, (60 << 20) + min(at, 200) * 100_000 + grown * at // 3600, 20 + opened * at // 3600)
+        for at in range(0, seconds, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("usages", "complains"),
+    [
+        (life(1), ""),
+        (life(1) + life(2), ""),
+        (life(1, grown=200 << 20, seconds=480), ""),  # too short to tell
+        (life(1) + life(2, grown=30 << 20), "process 2 grew by"),
+        (life(1, opened=20), "descriptors more after 13 minutes"),
+    ],
+)
+def test_a_life_that_grows_is_found(usages: list[Usage], complains: str) -> None:
+    found = oracles.flat_lives(usages)
+    assert len(found) == bool(complains)
+    assert complains in "".join(found)
