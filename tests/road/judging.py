@@ -161,26 +161,22 @@ class Judge:
         """Changes may be missing here, for a reason that has to be true."""
         self.outcomes[said["reason"]] += 1
         self._check_reason(said["reason"], said)
-        self._is_told = True
+        joins, self._is_told = not self._is_told, True
         self._overtaken = None
         self._group = None
-        if "position" in said:
+        end = int(said["position"].split(".")[2], 16)
+        self.position, self._key = said["position"], self._after(end)
+        if joins:
             self._begin(said, self._ended_by)
-            self.position = said["position"]
-            self._key = self._after(int(said["position"].split(".")[2], 16))
             return
-        read_to = max(said["newest"], said["began"])
-        bound = read_to if said["reason"] == "plan_changed" else said["wal_end"]
-        self._must = lambda done, key: done.end > bound
-        if said["reason"] == "other_cluster":
-            self._at = (0, -1)  # the window is read again
-            self._may = lambda done, key: True
-        elif said["reason"] == "slot_lost":
-            self._may = lambda done, key: done.end > said["newest"]
+        # Nothing that was read before comes any more, and everything that comes later does.
+        self._at = self._key
+        self._must = self._may = lambda done, key: done.end > end
 
     def _after(self, end: int) -> Key:
         """After everything that ends up to there."""
-        return (sum(done.end <= end for done in self._postgres.wal) - 1, LAST)
+        index = sum(done.end <= end for done in self._postgres.wal) - 1
+        return (index, LAST) if index >= 0 else (0, -1)
 
     def _check_reason(self, reason: str, said: Mapping[str, Any]) -> None:
         postgres, (index, row) = self._postgres, self._since_key
@@ -193,6 +189,7 @@ class Judge:
             is_true = any(done.planned and self._wishes_for(done.planned[0]) for done in after)
         else:
             is_true = postgres.upsets > self._upsets or self._since[:8] not in ("", postgres.cluster)
+            is_true |= reason == "slot_lost" and said["began"] > self._lsn
         if not is_true:
             self.fail(f"P1: told of a gap ({reason}) that there is none, since {self._since or 'its join'}")
 
