@@ -520,7 +520,7 @@ def break_snapshots(lab: Lab, rng: random.Random, *, with_server: bool = True) -
         for folder in lab.folders:
             folder.begin_anew()
         folder, pages = rng.choice(lab.folders), rng.randint(1, ROWS_TO_SHOW // SNAPSHOT_ROWS // 2)
-        eventually(lambda: not folder.starts_anew and folder.pages >= pages)  # noqa: B023 - called at once
+        eventually(lambda: not folder.starts_anew and folder.pages >= pages, every=0.001)  # noqa: B023 - called at once
         act()
         lab.until_streaming()
         eventually(lambda: all(now.snapshots > then for now, then in zip(lab.folders, whole, strict=True)))  # noqa: B023
