@@ -180,7 +180,7 @@ def main() -> int:
         table.add_column(column)
     for report in reports:
         table.add_row(*report.cells())
-    Console(width=max(150, int(os.environ.get("COLUMNS", "0")))).print(table)
+    Console(width=max(190, int(os.environ.get("COLUMNS", "0")))).print(table)
     failed = [report for report in reports if not report.is_held]
     for report in failed:
         for line in report.findings.all:

@@ -57,6 +57,7 @@ def test_a_daemon_that_is_stopped_keeps_the_window_too(node: Node) -> None:
     assert node.kept("marker") == 5
 
 
+@pytest.mark.parametrize("decoder", ["wal2json"])  # time does not depend on the plugin
 def test_the_window_ends_by_time(start: Start, prepared: TestDatabase) -> None:
     with start(prepared, WALSTREAM_HISTORY_SECONDS="2s") as node:
         node.table("t")
