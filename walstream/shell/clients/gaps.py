@@ -56,12 +56,12 @@ class Gaps:
     def left_out(self, record_lsn: Lsn, table: tuple[str, str] | None) -> None:
         """Something of the transaction whose commit record begins there could not be read; None: of any table."""
         change = self._history.left_out(record_lsn, table)
-        self.tell(change.reason, lambda wish: change.concerns(0, (wish.schema, wish.table)))
+        self.tell(change.reason, _about(change))
 
     def captured_anew(self, anew: Anew) -> None:
         """Who is here now misses what was written before; whoever joins from now on does not."""
         change = PlanChange(Lsn(anew.position), anew.tables)
-        concerned = self._joins.concerned(lambda wish: change.concerns(0, (wish.schema, wish.table)))
+        concerned = self._joins.concerned(_about(change))
         self._history.expect(anew, concerned)
 
     def overtaken(self, change: PlanChange, joins: Collection[Hashable]) -> None:
@@ -71,3 +71,8 @@ class Gaps:
             lambda wish: wish.since is not None and change.concerns(wish.since.commit_lsn, (wish.schema, wish.table)),
             joins,
         )
+
+
+def _about(change: PlanChange) -> Callable[[Wish], bool]:
+    """Whether it is about what a wish names, whenever that began."""
+    return lambda wish: change.concerns(0, (wish.schema, wish.table))

@@ -67,16 +67,18 @@ class Read(NamedTuple):
     position: int
     newest: int = 0
 
+    def on(self, lineage: Lineage) -> Read:
+        """The same, of a history that has all these commits: what lies beyond its beginning brought none of them."""
+        return Read(lineage.cluster, min(self.position, lineage.ancestors.get(self.cluster, self.position)))
+
     def judge(self, stream: Stream) -> Stream:
         """The next stream, with its gap and the turn that made it."""
         if not self.cluster:
             return stream
         turn = detail = gap = ""
         is_promoted = stream.lineage.cluster != self.cluster and stream.lineage.has(self.cluster, self.newest)
-        position = self.position
+        position = self.on(stream.lineage).position
         if is_promoted:
-            # What the old primary had written beyond brought no commit, and is not in this history.
-            position = min(position, stream.lineage.ancestors[self.cluster])
             turn, detail = "promoted", f"a standby was promoted at {stream.lineage.ancestors[self.cluster]}"
         if stream.lineage.cluster != self.cluster and not is_promoted:
             turn, gap, detail = "other_cluster", "other_cluster", _whose(stream.lineage, self)

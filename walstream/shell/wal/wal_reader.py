@@ -351,9 +351,8 @@ class WalReader:
         lineage = stream.lineage
         if stream.gap or not self._read_to.cluster:
             self._read_to = Read(lineage.cluster, stream.confirmed)
-        elif lineage.cluster != self._read_to.cluster:
-            left = lineage.ancestors[self._read_to.cluster]
-            self._read_to = Read(lineage.cluster, min(self._read_to.position, left))
+        else:
+            self._read_to = self._read_to.on(lineage)
         stream = stream._replace(gap=stream.gap or self._gap, anew=stream.anew or self._anew)
         self._gap, self._anew = stream.gap, stream.anew
         for turn, detail in stream.turns:
