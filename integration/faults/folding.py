@@ -6,11 +6,8 @@ The rows that are not in a snapshot are the other subscribers' business, and how
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-
-import trio
 
 from integration.faults.oracles import Complaints
 from integration.faults.subscribers import TOPIC, Subscriber, encode
@@ -18,8 +15,6 @@ from integration.fixtures.postgres import TestDatabase
 from walstream.history.position import Position
 
 SHOWN: Final = 3
-PAGE_SECONDS: Final = 0.004
-"""Between pages, about: whoever takes its time is met by faults."""
 
 Rows = dict[tuple[str, int], dict[str, Any]]
 """By table and key."""
@@ -27,6 +22,8 @@ Rows = dict[tuple[str, int], dict[str, Any]]
 
 class Folder(Subscriber):
     """One client with an item for each of its tables. ``pages``: of the snapshot under way, or of the last one."""
+
+    queue = 1  # while it does not read, what has yet to come is at the daemon
 
     def __init__(self, name: str, url: str, tables: Sequence[str]) -> None:
         super().__init__(name, url, resumes=True, tables=tables)
@@ -37,7 +34,7 @@ class Folder(Subscriber):
         self.is_whole = False
         self.starts_anew = False
         self._is_within = False  # a transaction
-        self._dice = random.Random(name)
+        self._stops_at = 0
 
     def has(self, end: int) -> bool:
         """See ``Subscriber``: which of its rows show what ends there, only a comparison can tell."""
@@ -49,8 +46,9 @@ class Folder(Subscriber):
         """Whether it has its pages, and whole transactions."""
         return self.is_whole and not self._is_within
 
-    def begin_anew(self) -> None:
-        """Hang up, and forget everything."""
+    def begin_anew(self, *, stop_at: int = 0) -> None:
+        """Hang up, and forget everything. ``stop_at``: read no more once so many pages came, until ``reads`` is set."""
+        self._stops_at = stop_at
         self.starts_anew = True
 
     def compare(self, table: Rows) -> Complaints:
@@ -79,11 +77,11 @@ class Folder(Subscriber):
         if self.starts_anew:
             raise OSError("hung up to begin anew")
         if event == "snapshot":
-            await self._page(payload["data"])
+            self._page(payload["data"])
         else:
             await super()._take(frame)
 
-    async def _page(self, page: Mapping[str, Any]) -> None:
+    def _page(self, page: Mapping[str, Any]) -> None:
         if self.is_whole:  # there was no going on after its position
             self.is_whole = False
             self.rows.clear()
@@ -92,7 +90,8 @@ class Folder(Subscriber):
         self.pages += 1
         for row in page["rows"]:
             self.rows[page["table"], row["id"]] = row
-        await trio.sleep(self._dice.uniform(0, 2 * PAGE_SECONDS))
+        if self.pages == self._stops_at:
+            self._stops_at, self.reads = 0, False
 
     async def _told(self, payload: Mapping[str, Any]) -> None:
         event = payload.get("event")

@@ -36,8 +36,11 @@ class Subscriber:
     """One client. ``resumes``: whether it names its position; ``restless``: seconds after which it hangs up by itself.
 
     ``tables``: what it asks for, each with an item of its own; None: one item with ``*``. ``patience``: seconds of
-    silence after which it believes that nobody is there. While ``is_away`` is set it stays away.
+    silence after which it believes that nobody is there. While ``is_away`` is set it stays away; ``queue``: frames that
+    are taken off the network before they are looked at.
     """
+
+    queue = 200
 
     def __init__(
         self,
@@ -118,7 +121,7 @@ class Subscriber:
             with trio.fail_after(CONNECT_SECONDS):
                 connection = await trio_websocket.wrap_client_stream(
                     nursery, stream, address.netloc, f"{address.path}?apikey={token('anon')}&vsn=2.0.0",
-                    max_message_size=64 << 20, message_queue_size=200,
+                    max_message_size=64 << 20, message_queue_size=self.queue,
                 )  # fmt: skip
             self._since = self.position if self.resumes else ""
             await connection.send_message(self._join().decode())

@@ -12,7 +12,7 @@ def test_what_is_folded_is_the_table_whatever_breaks_in_the_midst_of_pages(share
     with shared(decoder="pgoutput", **BY_NAME["snapshots"].plan) as lab:
         break_snapshots(lab, random.Random(1), with_server=False)
         assert [text for text in lab.settle().all if "CHECKPOINT" not in text] == []
-        assert sum(folder.broken for folder in lab.folders), "a fault met pages"
+        assert sum(folder.broken for folder in lab.folders) >= 2, "the daemon's death and its connection's met pages"
         lab.arm("lose-a-row:40")
         for folder in lab.folders:
             folder.begin_anew()
