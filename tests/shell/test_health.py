@@ -80,6 +80,18 @@ def test_a_budget_that_is_half_used_degrades() -> None:
     assert body["reasons"] == [f"slot: {health.slot.budget}"]
 
 
+def test_whoever_keeps_wal_back_or_lets_a_slot_wait_is_named() -> None:
+    health = board()
+    bring_up(health)
+    budget = Budget("ok", 10, 5, 5, 60.0, is_alarming=True)
+    health.slot = SlotFacts("s", "wal2json", True, budget=budget, kept_by="somebody: end it")
+    assert health.ready()[1]["reasons"] == [f"slot: {budget}, kept by somebody: end it"]
+    health.slot = SlotFacts("s", "wal2json", True, is_made=False, kept_by="somebody: end it")
+    assert health.ready()[1]["reasons"] == ["slot: it is made after somebody: end it"]
+    health.slot = SlotFacts("s", "wal2json", True, kept_by="somebody: end it")
+    assert health.ready()[1]["reasons"] == []
+
+
 def test_a_node_that_lost_its_database_stays_ready_but_degraded() -> None:
     health = board()
     bring_up(health)
@@ -148,6 +160,8 @@ def test_the_board_shows_everything_that_the_contract_names() -> None:
                 "left_seconds": 8.0,
                 "is_alarming": False,
             },
+            "is_made": True,
+            "kept_by": None,
         },
         "slot_life": {"state": "created", "cause": "lost", "seconds_ago": 2.25},
         "reader": {"status": "streaming", "reason": ""},

@@ -16,6 +16,8 @@ COLUMNS = (
     "lag_bytes", "retained_bytes", "wal_status", "safe_bytes", "temporary", "failover", "invalidation",
 )  # fmt: skip
 
+WORTH_A_NOTE_SECONDS = 1
+
 
 @click.group("slot")
 def command() -> None:
@@ -47,10 +49,13 @@ def create(shell: Terminal, name: str | None) -> None:
 
     Waits for the transactions that are running. From then on the server keeps WAL for it.
     """
-    from walstream.shell.database import slots
+    from walstream.shell.database import open_transactions, slots
 
     chosen = name or shell.config.slot
     with shell.database() as connection:
+        oldest = open_transactions.oldest(connection, seconds=WORTH_A_NOTE_SECONDS)
+        if oldest is not None:
+            shell.say(f"note: waiting for {oldest}; {oldest.repair}")
         plugin, start = slots.create(connection, chosen, shell.config.decoder)
     if shell.format == "table":
         shell.result(chosen)

@@ -28,7 +28,8 @@ class SlotFacts(msgspec.Struct, frozen=True):
     """What pg_replication_slots says about our slot; None where the server does not say.
 
     ``lag_bytes``: written but not confirmed. ``retained_bytes``: WAL kept because of the slot. ``safe_bytes``: what may
-    still be written before the slot is lost. ``failover``: whether standbys keep a copy of it.
+    still be written before the slot is lost. ``failover``: whether standbys keep a copy of it. ``kept_by``: the open
+    transaction because of which WAL is kept, or after which the slot ``is_made``, and what ends it.
     """
 
     name: str
@@ -40,6 +41,8 @@ class SlotFacts(msgspec.Struct, frozen=True):
     safe_bytes: int | None = None
     failover: bool | None = None
     budget: Budget | None = None
+    is_made: bool = True
+    kept_by: str | None = None
 
 
 class SlotTurn(msgspec.Struct, frozen=True):
@@ -185,8 +188,11 @@ class Health:
             reasons.append(f"reader: {self.reader}" + (f": {self.reader_reason}" if self.reader_reason else ""))
         if self.plan_reason:
             reasons.append(f"plan: {self.plan_reason}")
-        if self.slot is not None and self.slot.budget is not None and self.slot.budget.is_alarming:
-            reasons.append(f"slot: {self.slot.budget}")
+        slot = self.slot
+        if slot is not None and slot.kept_by and not slot.is_made:
+            reasons.append(f"slot: it is made after {slot.kept_by}")
+        elif slot is not None and slot.budget is not None and slot.budget.is_alarming:
+            reasons.append(f"slot: {slot.budget}" + (f", kept by {slot.kept_by}" if slot.kept_by else ""))
         if self._received is None:
             reasons.append("heartbeat: none has come back yet")
         elif self._clock() - self._received > self._stale_seconds:

@@ -9,12 +9,14 @@ from unittest import mock
 
 import pytest
 
+from tests.shell.database_support import FakeConnection
 from walstream.config import Config
 from walstream.history.budget import RATE_SECONDS_MIN
 from walstream.lsn import Lsn
 from walstream.shell.commands import checkup, preflight
 from walstream.shell.commands.preflight import Server
 from walstream.shell.database import slots
+from walstream.shell.database.open_transactions import HELD_BYTES, MAKING_SECONDS, OPEN_SECONDS
 from walstream.shell.database.reports import Finding
 from walstream.shell.database.slots import Slot
 
@@ -65,6 +67,20 @@ def test_nobody_waits_for_a_slot_that_is_not_at_risk_or_has_nothing_left(pauses:
     assert judged(1).code == "slot"
     assert judged(LIMIT).code == "slot_at_risk"
     assert pauses == []
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "retained", "asked"),
+    [(Lsn(2), HELD_BYTES + 10, []), (Lsn(2), HELD_BYTES + 11, [(OPEN_SECONDS,)]), (None, 0, [(MAKING_SECONDS,)])],
+)
+def test_who_keeps_wal_back_is_asked_where_somebody_may(
+    confirmed: Lsn | None, retained: int, asked: list[tuple[float]]
+) -> None:
+    connection = FakeConnection(usual=(None, 4712, "app", "shop", 61.0))
+    slot = Slot("s", "wal2json", "d", True, 7, Lsn(1), confirmed, 10, retained, "reserved", None, False)
+    keeper = checkup._keeper(connection.as_connection(), slot)
+    assert [parameters for _, parameters in connection.executed] == asked
+    assert (keeper is not None) is bool(asked)
 
 
 def test_a_slot_that_goes_meanwhile_is_not_there(pauses: list[float]) -> None:

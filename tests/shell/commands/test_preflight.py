@@ -15,6 +15,7 @@ from walstream.shell.commands import preflight
 from walstream.shell.commands.migrate import SchemaState
 from walstream.shell.commands.preflight import Probe, Server
 from walstream.shell.database import postgres
+from walstream.shell.database.open_transactions import OpenTransaction
 from walstream.shell.database.reports import Finding
 from walstream.shell.database.slots import Slot
 
@@ -156,6 +157,21 @@ def test_the_slot_is_judged(change: dict[str, object], decoder: str, expected: t
     found = preflight.judge_slot(HEALTHY, decoder, "walstream", slot, measured(slot, HEALTHY.max_slot_wal_bytes))
     assert (found.severity, found.code) == expected
     assert bool(found.repair) == (found.severity != "ok")
+
+
+@pytest.mark.parametrize(
+    ("slot", "says"),
+    [
+        (SLOT._replace(retained_bytes=3 * GIB, lag_bytes=GIB), "keeps 2048.0 MB of WAL that is confirmed"),
+        (SLOT._replace(confirmed_lsn=None), "it will be made after the prepared"),
+        (None, "it will be made after the prepared"),
+    ],
+)
+def test_an_open_transaction_is_named_with_what_ends_it(slot: Slot | None, says: str) -> None:
+    found = preflight.judge_keeper("walstream", slot, OpenTransaction("it's", None, "app", "shop", 61.0))
+    assert (found.severity, found.code, found.subject) == ("warning", "slot_kept", "walstream")
+    assert says in found.cause
+    assert found.repair == "as its owner, in shop: commit prepared 'it''s' or rollback prepared 'it''s'"
 
 
 def test_without_a_limit_of_the_server_our_own_counts() -> None:

@@ -18,10 +18,11 @@ from tests.support import run
 from walstream.errors import DatabaseRefused, DatabaseUnreachable, WalstreamError
 from walstream.history.budget import Budget
 from walstream.lsn import Lsn
+from walstream.shell.database.open_transactions import MAKING_SECONDS, OPEN_SECONDS, may_hold
 from walstream.shell.database.postgres import PgConnection
 from walstream.shell.health import Health
 from walstream.shell.wal.slot_watch import ANSWER_SECONDS, SLACK_BYTES, Look, SlotWatch
-from walstream.telemetry.log import SLOT_FELL_BEHIND, STREAM_HELD_COMMITS
+from walstream.telemetry.log import SLOT_FELL_BEHIND, SLOT_WAITS, STREAM_HELD_COMMITS
 from walstream.telemetry.metrics import Metrics
 
 MIB = 1024 * 1024
@@ -179,7 +180,7 @@ def test_facts_reach_the_board_and_the_metrics(server: Server) -> None:
         assert not on.watch.must_not_trail
         on.watch.gauge.own_bytes = 1000
         look = await on.watch.looked()
-        assert look == (*row()[:2], Lsn(0x10), Lsn(0x20), *row()[4:])
+        assert look == (*row()[:2], Lsn(0x10), Lsn(0x20), *row()[4:], None)
         assert (on.watch.restart_lsn, on.watch.confirmed_lsn, on.watch.wal_bytes) == (0x10, 0x20, WINDOW)
         assert on.health.slot is not None
         assert (on.health.slot.lag_bytes, on.health.slot.retained_bytes, on.health.slot.active) == (100, 200, True)
@@ -327,6 +328,47 @@ def test_no_connection_to_be_had_is_no_reason_to_close_the_stream(server: Server
     assert watching(server, scene).left == []
 
 
+KEEPER = (None, 4712, "app", "shop", 61.0)
+END_IT = "end that transaction, or run: select pg_terminate_backend(4712)"
+
+
+@pytest.mark.parametrize(
+    ("sight", "seconds", "event", "repair"),
+    [
+        (row(confirmed_lsn=None, lag_bytes=None), MAKING_SECONDS, SLOT_WAITS, END_IT),
+        (row(retained_bytes=2 * WINDOW + SLACK_BYTES + 1), OPEN_SECONDS, SLOT_FELL_BEHIND, END_IT),
+    ],
+)
+def test_an_open_transaction_is_named(
+    server: Server, sight: tuple[Any, ...], seconds: float, event: str, repair: str
+) -> None:
+    async def scene(on: Scene) -> None:
+        await on.watch.looked()
+        server.connections[0].answers += [sight, KEEPER]
+        on.watch.look_now()
+        await on.watch.looked()
+        assert on.health.slot is not None
+        assert on.health.slot.kept_by == f"the transaction of 4712 (app in shop, open for 61 s): {repair}"
+        assert on.health.slot.is_made is (event != SLOT_WAITS)
+        assert server.connections[0].executed[-1][1] == (seconds,)
+
+    with structlog.testing.capture_logs() as logs:
+        watching(server, scene)
+    assert [line["repair"] for line in logs if line["event"] == event] == [repair]
+
+
+def test_a_slot_in_the_making_that_waits_for_nobody_old_is_no_trouble(server: Server) -> None:
+    async def scene(on: Scene) -> None:
+        await on.watch.looked()
+        server.connections[0].answers += [row(confirmed_lsn=None, lag_bytes=None), None]
+        on.watch.look_now()
+        await on.watch.looked()
+
+    with structlog.testing.capture_logs() as logs:
+        watching(server, scene)
+    assert [line for line in logs if line["event"] == SLOT_WAITS] == []
+
+
 @pytest.mark.parametrize(
     ("changes", "event"),
     [
@@ -340,7 +382,7 @@ def test_a_trouble_is_told_when_it_begins(server: Server, changes: dict[str, Any
     async def scene(on: Scene) -> None:
         await on.watch.looked()
         for sight in (row(**changes), row(**changes), row(), row(**changes)):
-            server.connections[0].answers.append(sight)
+            server.connections[0].answers += [sight, None] if may_hold(Look(*sight).retained_bytes, 100) else [sight]
             on.watch.look_now()
             await on.watch.looked()
 

@@ -15,7 +15,8 @@ from walstream.capture import quote_identifier
 from walstream.config import Config
 from walstream.history.budget import RATE_SECONDS_MIN, Budget, Gauge
 from walstream.shell.commands import preflight, preflight_tables
-from walstream.shell.database import counts, parked, roles, slots, tables
+from walstream.shell.database import counts, open_transactions, parked, roles, slots, tables
+from walstream.shell.database.open_transactions import OpenTransaction
 from walstream.shell.database.reports import Finding
 from walstream.shell.database.slots import Slot
 from walstream.shell.database.tables import Target
@@ -38,6 +39,9 @@ def run(connection: Connection, settings: Config, table: str | None = None) -> l
     probes = [preflight.probe_plugin(connection, plugin) for plugin in slots.PLUGINS[settings.decoder]]
     findings += preflight.judge_plugins(server, settings.decoder, slot, probes)
     findings.append(preflight.judge_slot(server, settings.decoder, settings.slot, slot, budget))
+    keeper = _keeper(connection, slot)
+    if keeper is not None:
+        findings.append(preflight.judge_keeper(settings.slot, slot, keeper))
     if settings.publication:
         findings.append(preflight_tables.judge_publication(connection, settings.publication))
     plugin = (
@@ -63,6 +67,14 @@ def _slot(connection: Connection, settings: Config, keep_bytes: int) -> tuple[Sl
         if not budget.is_alarming or not budget.left_bytes or gauge.has_rate:
             return slot, budget
         time.sleep(RATE_SECONDS_MIN)
+
+
+def _keeper(connection: Connection, slot: Slot | None) -> OpenTransaction | None:
+    """The open transaction that the slot waits for, or keeps WAL for."""
+    if slot is None or slot.confirmed_lsn is None:
+        return open_transactions.oldest(connection, seconds=open_transactions.MAKING_SECONDS)
+    may_hold = open_transactions.may_hold(slot.retained_bytes, slot.lag_bytes)
+    return open_transactions.oldest(connection) if may_hold else None
 
 
 def _own_tables(

@@ -18,6 +18,7 @@ from walstream.history.budget import Budget
 from walstream.shell.commands import migrate
 from walstream.shell.commands.migrate import SchemaState
 from walstream.shell.database import postgres, roles, slots
+from walstream.shell.database.open_transactions import OpenTransaction
 from walstream.shell.database.reports import Finding, Severity
 from walstream.shell.database.rows import only
 from walstream.shell.database.slots import Slot
@@ -347,6 +348,18 @@ def judge_slot(server: Server, decoder: str, name: str, slot: Slot | None, budge
     budgeted = f", budget {budget.state}" if budget is not None else ""
     failover = {None: "", True: ", kept by standbys for a failover", False: ", not kept by standbys"}[slot.failover]
     return Finding("slot", "ok", name, f"{slot.plugin}, active, {retained}{budgeted}{failover}")
+
+
+def judge_keeper(name: str, slot: Slot | None, keeper: OpenTransaction) -> Finding:
+    """A transaction that nobody ends, for which the slot waits or keeps WAL that it has long confirmed.
+
+    ``slot``: None if there is none yet.
+    """
+    if slot is None or slot.confirmed_lsn is None:
+        cause = f"it will be made after {keeper}"
+    else:
+        cause = f"{keeper} keeps {size((slot.retained_bytes or 0) - (slot.lag_bytes or 0))} of WAL that is confirmed"
+    return Finding("slot_kept", "warning", name, cause, keeper.repair)
 
 
 def judge_parked(number: int, names: str) -> Finding:

@@ -19,10 +19,12 @@ from walstream.errors import DatabaseSilent, DatabaseUnreachable, WalstreamError
 from walstream.history.budget import Budget, Gauge
 from walstream.lsn import Lsn
 from walstream.shell.channels.line import Line
+from walstream.shell.database import open_transactions
+from walstream.shell.database.open_transactions import MAKING_SECONDS, OpenTransaction
 from walstream.shell.database.postgres import PgConnection
 from walstream.shell.health import Health, SlotFacts
 from walstream.shell.supervise import next_delay
-from walstream.telemetry.log import SLOT_FELL_BEHIND, STREAM_HELD_COMMITS
+from walstream.telemetry.log import SLOT_FELL_BEHIND, SLOT_WAITS, STREAM_HELD_COMMITS
 from walstream.telemetry.metrics import Metrics
 
 LOOK_SECONDS: Final = 2.0
@@ -38,7 +40,8 @@ SLACK_BYTES: Final = 64 * 1024 * 1024
 
 _REPAIRS: Final = {
     STREAM_HELD_COMMITS: "name the real standbys in synchronous_standby_names: this stream is no copy of the data",
-    SLOT_FELL_BEHIND: "look for a long transaction in pg_stat_activity, or for a reader that does not keep up",
+    SLOT_FELL_BEHIND: "look for a reader that does not keep up, or for a long transaction in pg_stat_activity and"
+    " pg_prepared_xacts",
 }
 
 _STANDBY_NAME: Final = re.compile(r'"((?:[^"]|"")*)"|([^\s,()"]+)')
@@ -69,7 +72,8 @@ class Look(NamedTuple):
 
     ``sync_state`` and ``application_name``: of whoever streams, None if nobody does. ``standby_names``:
     ``synchronous_standby_names``. ``keep_bytes``: ``max_slot_wal_keep_size``, negative for no limit. ``failover``: None
-    before PostgreSQL 17.
+    before PostgreSQL 17. ``keeper``: the open transaction that keeps WAL back, or after which the slot will be made;
+    asked for where there may be one.
     """
 
     plugin: str
@@ -85,6 +89,7 @@ class Look(NamedTuple):
     standby_names: str
     keep_bytes: int
     failover: bool | None = None
+    keeper: OpenTransaction | None = None
 
     @property
     def holds_commits(self) -> bool:
@@ -96,6 +101,11 @@ class Look(NamedTuple):
         return self.sync_state is not None and (
             self.sync_state != "async" or names_standby(self.standby_names, self.application_name or "")
         )
+
+    @property
+    def is_in_the_making(self) -> bool:
+        """Whether it waits for the transactions that are open."""
+        return self.confirmed_lsn is None and not self.is_lost
 
     @property
     def is_lost(self) -> bool:
@@ -234,6 +244,10 @@ class SlotWatch:
 
     def _ask(self, connection: PgConnection) -> Look | None:
         answer = look(connection, self._slot)
+        if answer is not None and answer.is_in_the_making:
+            answer = answer._replace(keeper=open_transactions.oldest(connection, seconds=MAKING_SECONDS))
+        elif answer is not None and open_transactions.may_hold(answer.retained_bytes, answer.lag_bytes):
+            answer = answer._replace(keeper=open_transactions.oldest(connection))
         self.ask_also(connection)
         return answer
 
@@ -266,6 +280,8 @@ class SlotWatch:
                 safe_bytes=answer.safe_bytes,
                 failover=answer.failover,
                 budget=budget,
+                is_made=not answer.is_in_the_making,
+                kept_by=None if answer.keeper is None else f"{answer.keeper}: {answer.keeper.repair}",
             )
             if self._metrics is not None:
                 self._metrics.slot_lag_bytes.set(answer.lag_bytes or 0)
@@ -287,6 +303,9 @@ class SlotWatch:
             alarm = STREAM_HELD_COMMITS
         elif budget.is_alarming or answer.is_behind(answer.window(self._wal_bytes)):
             alarm = SLOT_FELL_BEHIND
+        elif answer.is_in_the_making and answer.keeper is not None:
+            alarm = SLOT_WAITS
+        keeper = answer.keeper
         if alarm and alarm != self._alarm:
             log.warning(
                 alarm,
@@ -296,6 +315,7 @@ class SlotWatch:
                 safe_bytes=answer.safe_bytes,
                 sync_state=answer.sync_state,
                 budget=str(budget),
-                repair=_REPAIRS[alarm],
+                kept_by=None if keeper is None else str(keeper),
+                repair=_REPAIRS[alarm] if keeper is None or alarm == STREAM_HELD_COMMITS else keeper.repair,
             )
         self._alarm = alarm
