@@ -76,11 +76,11 @@ class Read(NamedTuple):
         if not self.cluster:
             return stream
         turn = detail = gap = ""
-        is_promoted = stream.lineage.cluster != self.cluster and stream.lineage.has(self.cluster, self.newest)
         position = self.on(stream.lineage).position
-        if is_promoted:
+        has_all = stream.lineage.has(self.cluster, self.newest)
+        if has_all and stream.lineage.cluster != self.cluster:
             turn, detail = "promoted", f"a standby was promoted at {stream.lineage.ancestors[self.cluster]}"
-        if stream.lineage.cluster != self.cluster and not is_promoted:
+        if not has_all:
             turn, gap, detail = "other_cluster", "other_cluster", _whose(stream.lineage, self)
         elif stream.wal_end and stream.wal_end < position:
             turn, gap = "fell_back", "other_cluster"
