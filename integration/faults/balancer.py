@@ -8,7 +8,9 @@ from __future__ import annotations
 import http.client
 import threading
 from collections.abc import Sequence
+from functools import partial
 
+from integration.faults.beside import Beside
 from integration.faults.proxy import Proxy
 from integration.fixtures.daemon import Daemon
 
@@ -24,27 +26,23 @@ class Balancer(Proxy):
         self.refusal = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         self.ready: frozenset[int] = frozenset()
         self._ports = [daemon.port for daemon in daemons]
-        self._over = threading.Event()
         self._lock = threading.Lock()
-        self._askers = [threading.Thread(target=self._ask, args=(port,), name="asker") for port in self._ports]
+        self._askers = Beside(*(partial(self._ask, port) for port in self._ports))
 
     def __enter__(self) -> Balancer:
         super().__enter__()
-        for asker in self._askers:
-            asker.start()
+        self._askers.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._over.set()
-        for asker in self._askers:
-            asker.join()
+        self._askers.__exit__(*exception)
         super().__exit__(*exception)
 
     def _choose(self) -> int | None:
         return next((port for port in self._ports if port in self.ready), None)
 
     def _ask(self, port: int) -> None:
-        while not self._over.wait(CHECK_SECONDS):
+        while not self._askers.over.wait(CHECK_SECONDS):
             is_ready = _is_ready(port)
             with self._lock:
                 self.ready = self.ready | {port} if is_ready else self.ready - {port}

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import threading
 
 import psycopg2
 import trio
 import trio_websocket
 
+from integration.faults.beside import Beside
 from integration.fixtures.daemon import Daemon, token
 from integration.fixtures.postgres import TestDatabase
 from integration.fixtures.ws import PhoenixClient, phoenix
@@ -25,48 +25,25 @@ _ENDS = (OSError, AssertionError, trio_websocket.HandshakeError, trio_websocket.
 """What a guest meets whose daemon or database has just gone: frames that do not come are assertions of the client."""
 
 
-class Chatter:
+class Chatter(Beside):
     """Used as a context manager. ``url``: of the WebSocket, maybe through a proxy."""
 
     def __init__(self, daemon: Daemon, database: TestDatabase, url: str, seed: int) -> None:
+        super().__init__(self._talk, self._announce)
         self._daemon = daemon
         self._database = database
         self._url = url
         self._rng = random.Random(seed)
         self._token = token("anon", seconds=86_400)  # one, as an application has: requests of each key are counted
-        self._over = threading.Event()
-        self._failure: BaseException | None = None
-        self._threads = [
-            threading.Thread(target=act, name=f"chatter-{act.__name__}") for act in (self._talk, self._announce)
-        ]
-
-    def __enter__(self) -> Chatter:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-        self.check()
-
-    def check(self) -> None:
-        """Fails if a guest met what it must never meet."""
-        if self._failure is not None:
-            raise AssertionError("the chatter failed") from self._failure
 
     def _talk(self) -> None:
-        try:
-            trio.run(self._main)
-        except BaseException as error:
-            self._failure = error
+        trio.run(self._main)
 
     async def _main(self) -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(GUESTS):
                 nursery.start_soon(self._come_and_go)
-            while not self._over.is_set():
+            while not self.over.is_set():
                 await trio.sleep(0.2)
             nursery.cancel_scope.cancel()
 
@@ -93,7 +70,7 @@ class Chatter:
     def _announce(self) -> None:
         """Broadcasts from SQL and over HTTP; few, for the newest ones are remembered, and that is no leak."""
         connection = None
-        while not self._over.wait(self._rng.uniform(1.0, 3.0)):
+        while not self.over.wait(self._rng.uniform(1.0, 3.0)):
             topic = self._rng.choice(TOPICS).removeprefix("realtime:")
             message = {"topic": topic, "event": "news", "payload": {"n": self._rng.randrange(1000)}, "private": False}
             with contextlib.suppress(OSError):

@@ -246,8 +246,8 @@ class Lab:
 
     def check(self) -> None:
         """Fails if a part of the laboratory itself is broken."""
-        self.writers.check()
-        self.subscribers.check()
+        for part in (self.writers, self.subscribers, self.tap, self.supervisor, self.sampler, self.lives):
+            part.check()
 
     # -- judging
 

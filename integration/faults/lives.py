@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from pathlib import Path
 
+from integration.faults.beside import Beside
 from integration.faults.observed import Usage
 from integration.fixtures.daemon import Daemon
 
@@ -14,30 +14,21 @@ SECONDS = 2.0
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-class Lives:
+class Lives(Beside):
     """Used as a context manager. ``samples``: of all lives, in order."""
 
     def __init__(self, daemon: Daemon) -> None:
+        super().__init__(self._look)
         self._daemon = daemon
         self.samples: list[Usage] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lives")
-
-    def __enter__(self) -> Lives:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._over.set()
-        self._thread.join()
 
     def age(self) -> float:
         """Seconds since the first sample of the life that is lived now."""
         pid = self._daemon.pid
         return next((time.monotonic() - sample.at for sample in list(self.samples) if sample.pid == pid), 0.0)
 
-    def _run(self) -> None:
-        while not self._over.wait(SECONDS):
+    def _look(self) -> None:
+        while not self.over.wait(SECONDS):
             found = usage(self._daemon.pid) if self._daemon.is_running else None
             if found is not None:
                 self.samples.append(found)

@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import psycopg2
 
+from integration.faults.beside import Beside
 from integration.faults.observed import Sample
 from integration.fixtures.postgres import TestDatabase
 
 SECONDS = 0.05
 
 
-class Sampler:
+class Sampler(Beside):
     """Used as a context manager; ``take`` gives what was sampled since the last call."""
 
     def __init__(self, database: TestDatabase, slot: str) -> None:
+        super().__init__(self._look)
         self._database = database
         self._slot = slot
         self._samples: list[Sample] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sampler")
-
-    def __enter__(self) -> Sampler:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._over.set()
-        self._thread.join()
 
     def take(self) -> list[Sample]:
         """What was seen since the last call."""
         taken, self._samples = self._samples, []
         return taken
 
-    def _run(self) -> None:
+    def _look(self) -> None:
         connection = None
-        while not self._over.wait(SECONDS):
+        while not self.over.wait(SECONDS):
             try:
                 if connection is None:
                     connection = self._database.connect()

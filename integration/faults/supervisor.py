@@ -6,40 +6,31 @@ import contextlib
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 
 import psycopg2
 
+from integration.faults.beside import Beside
 from integration.faults.failpoints import VARIABLE
 from integration.fixtures.daemon import Daemon
 from integration.fixtures.node import eventually
 from integration.fixtures.postgres import TestDatabase
 
 
-class Supervisor:
+class Supervisor(Beside):
     """Starts the daemon again, at once, whenever it ends. Used as a context manager."""
 
     def __init__(self, daemon: Daemon) -> None:
+        super().__init__(self._supervise)
         self.daemon = daemon
-        self._over = threading.Event()
         self.holds = False
         self.next_fault = ""
         self.deaths: list[float] = []
-        self._thread = threading.Thread(target=self._run, name="supervisor")
 
-    def __enter__(self) -> Supervisor:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def _supervise(self) -> None:
         is_known = False
-        while not self._over.wait(0.01):
+        while not self.over.wait(0.01):
             if self.daemon.is_running:
                 is_known = False
                 continue

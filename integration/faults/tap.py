@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import threading
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
 from integration.faults import raw_pgoutput
+from integration.faults.beside import Beside
 from integration.faults.observed import Committed, Event, digest
 from integration.fixtures.postgres import TestDatabase
 from walstream.lsn import Lsn
@@ -32,35 +32,29 @@ _decode = msgspec.json.Decoder().decode
 _OPERATIONS = {"I": "INSERT", "U": "UPDATE", "D": "DELETE"}
 
 
-class Tap:
+class Tap(Beside):
     """A running ``pg_recvlogical``; used as a context manager. ``committed`` reads what it has written so far.
 
     Tables are captured if they are in ``public`` and have ``id`` as their key. ``path``: where its output goes.
     """
 
     def __init__(self, database: TestDatabase, path: Path) -> None:
+        super().__init__(self._keep_running)
         self._database = database
         self._path = path
         self._program = database.cluster.binaries.bin_dir / "pg_recvlogical"
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep_running, name="tap")
         self._offset = 0
         self._reader = Wal2json() if database.cluster.binaries.wal2json else raw_pgoutput.RawPgoutput()
         self._known: list[Committed] = []
 
-    def __enter__(self) -> Tap:
+    def __enter__(self) -> Self:
         plugin = "wal2json"
         if isinstance(self._reader, raw_pgoutput.RawPgoutput):
             plugin = "pgoutput"
             self._database.execute(f"create publication {raw_pgoutput.PUBLICATION} for tables in schema public")
         self._database.execute("select pg_create_logical_replication_slot(%s, %s)", (SLOT, plugin))
         self._path.touch()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._over.set()
-        self._thread.join()
+        return super().__enter__()
 
     def _keep_running(self) -> None:
         wanted = WAL2JSON_OPTIONS if isinstance(self._reader, Wal2json) else raw_pgoutput.OPTIONS
@@ -71,13 +65,13 @@ class Tap:
         ]  # fmt: skip
         environ = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
         with Path(f"{self._path}.log").open("ab") as log:
-            while not self._over.is_set():
+            while not self.over.is_set():
                 process = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
                 while process.poll() is None:
-                    if self._over.wait(RETRY_SECONDS):
+                    if self.over.wait(RETRY_SECONDS):
                         process.terminate()
                         process.wait()
-                self._over.wait(RETRY_SECONDS)
+                self.over.wait(RETRY_SECONDS)
 
     def committed(self) -> list[Committed]:
         """Every transaction so far that changed something, in the order of the commits."""
