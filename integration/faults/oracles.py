@@ -1,6 +1,6 @@
 """The oracles: each looks at what was observed and returns its complaints, none if the promise was kept.
 
-P1 to P4 and P8 are the promises of docs/reliability.md. Nothing here waits or asks anybody; each oracle is shown in
+P1 to P4, P6, P8 and P9 are promises of docs/reliability.md. Nothing here waits or asks anybody; each oracle is shown in
 ``test_oracles.py`` and, against a daemon with a bug, in ``test_deliberate_bugs.py`` to be able to complain.
 """
 
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from integration.faults.observed import (
     Committed,
+    Entry,
     Gap,
     Got,
     Joined,
@@ -258,6 +259,15 @@ def good_guest(timings: Iterable[Timing]) -> Complaints:
         for timing in timings
         if timing.seconds > timing.bound
     ]
+
+
+def reads_nothing_more(late: Iterable[Entry], end: int) -> Complaints:
+    """P9: a daemon that was frozen where the WAL ended at ``end``, and has lost its slot, reads none of it any more.
+
+    ``late``: what it told when it was awake again. What it had read it may send; it is what its client misses.
+    """
+    read = [entry for entry in late if not (isinstance(entry, Got) and entry.end <= end)]
+    return [f"the one that lost the slot told {len(read)} more, {read[0]} first"] if read else []
 
 
 def small_enough(peak: int, bound: int) -> Complaints:

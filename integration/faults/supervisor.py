@@ -81,13 +81,17 @@ class Pair:
         eventually(lambda: len(supervisor.deaths) > deaths)
 
     @contextlib.contextmanager
-    def frozen(self, supervisor: Supervisor) -> Iterator[None]:
-        """The one that streams is stopped, and the server has given it up: the slot is free, or the other one's."""
+    def frozen(self, supervisor: Supervisor) -> Iterator[int]:
+        """The one that streams is stopped, and the server has given it up: the slot is free, or the other one's.
+
+        Gives where the WAL ended when it was stopped.
+        """
         holder = self._holder()
         os.kill(supervisor.daemon.pid, signal.SIGSTOP)
         try:
+            end = int(self._database.scalar("select (pg_current_wal_insert_lsn() - '0/0')::bigint"))
             eventually(lambda: self._holder() != holder)
-            yield
+            yield end
         finally:
             os.kill(supervisor.daemon.pid, signal.SIGCONT)
 

@@ -187,6 +187,12 @@ def test_p8_complains_of_what_took_too_long() -> None:
     assert len(oracles.good_guest([Timing("a stop", 5.1, 5.0)])) == 1
 
 
+def test_p9_complains_of_what_was_read_after_the_slot_was_lost() -> None:
+    assert oracles.reads_nothing_more(whole(100, 200), 200) == []
+    assert oracles.reads_nothing_more([], 200) == []
+    assert "told 2 more" in oracles.reads_nothing_more([*whole(200), got(201, 0), Resumed(0.0)], 200)[0]
+
+
 def test_p6_complains_of_memory() -> None:
     assert oracles.small_enough(256, 256) == []
     assert len(oracles.small_enough(257, 256)) == 1

@@ -467,6 +467,22 @@ def test_a_stream_that_was_not_read_for_too_long_is_not_touched_again() -> None:
     assert len(rig.opened) == 2
 
 
+def test_what_is_read_after_a_long_stop_in_the_midst_of_it_is_not_taken() -> None:
+    """The next stream has it, or somebody else: nobody may believe that it came."""
+
+    def suspended() -> Any:
+        rig.boot += TIMEOUT / 3 + 1
+        wire.wal_end = 900
+        return message(b"c", 800)
+
+    wire = Wire(message(b"a", 100), None, message(b"b", 200), suspended, message(b"d", 900))
+    rig = Rig(wire, Wire())
+    rig.run()
+    assert rig.base.received == [b"a"]
+    assert len(rig.opened) == 2
+    assert rig.reader._read_to.position < 200
+
+
 def test_without_a_timeout_of_the_server_a_pause_does_not_matter() -> None:
     rig = Rig()
     rig.base.answers.append((STREAM, 0.0))

@@ -137,6 +137,13 @@ class Sink(Protocol):
         ...
 
 
+class _Frozen(DatabaseUnreachable):
+    """The stream was not read for so long that somebody else may have the slot by now, and its clients the changes."""
+
+    def __init__(self) -> None:
+        super().__init__("the stream was not read for too long")
+
+
 class _Pace:
     """Whether messages come so fast that being woken for each is waste. ``seen``: add to it what was read."""
 
@@ -367,16 +374,16 @@ class WalReader:
         pace = _Pace(time.monotonic())
         last_read = boot_clock()
         self._heard_at = trio.current_time()
+        was_taken = True  # all that was read
         try:
             while True:
                 if patience and boot_clock() - last_read > patience:
                     # The process was stopped or the machine suspended: the server may have given up on us, and
                     # psycopg2 would answer a keepalive that waits here by confirming what it announces.
-                    raise DatabaseUnreachable("the stream was not read for too long")
+                    raise _Frozen
                 count, is_more = await self._tick(cursor.read_message, pace.is_busy(time.monotonic()), patience)
                 if patience and boot_clock() - last_read > patience:
-                    # Stopped in the midst of it: somebody else may have the slot by now, and its clients the changes.
-                    raise DatabaseUnreachable("the stream was not read for too long")
+                    raise _Frozen
                 last_read = boot_clock()
                 self._has_read_to(cursor.wal_end)
                 if count:
@@ -404,8 +411,12 @@ class WalReader:
                     server_position = cursor.wal_end
                     if keepalives > STORM_READS:
                         raise DatabaseUnreachable("the server is shutting down")
+        except _Frozen:
+            was_taken = False
+            raise
         finally:
-            self._has_read_to(cursor.wal_end)  # 0 after some errors, which is why it is asked for before, too
+            # 0 after some errors, which is why it is asked for before, too.
+            self._has_read_to(cursor.wal_end if was_taken else self._sink.newest)
             self._last_word(opened, cursor)
 
     async def _tick(self, read: Callable[[], Any], is_busy: bool, patience: float) -> tuple[int, bool]:
@@ -417,9 +428,12 @@ class WalReader:
             gulp = min(max(count, GULP_MESSAGES_MIN), GULP_MESSAGES_MAX)
             payloads: list[bytes] = []
             starts: list[int] = []
+            begun = boot_clock()
             try:
                 size += _gulp(read, gulp, TICK_BYTES - size, payloads, starts)
             finally:  # if the stream breaks here, what came before that is handed over nevertheless
+                if patience and boot_clock() - begun > patience:
+                    raise _Frozen
                 await self._hand_over(payloads, starts, patience)
             count += len(payloads)
             if size > TICK_BYTES:
