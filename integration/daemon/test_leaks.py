@@ -62,8 +62,7 @@ class Watcher:
             self.got.append(Got(data, workload.version + 1))
 
 
-@pytest.mark.parametrize("decoder", ["wal2json", "pgoutput"])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("seed", "decoder"), [(1, "wal2json"), (2, "pgoutput")])
 def test_each_user_gets_what_policies_show_and_nothing_else(
     start: Start, cluster: Cluster, template: str, decoder: str, seed: int
 ) -> None:

@@ -465,10 +465,16 @@ def retained(lab: Lab, slot: str) -> int | None:
 
 
 def _drop(lab: Lab) -> None:
+    """The daemon is stopped or dead. A stream that it had just begun has the slot for as long as the server waits."""
+
     def dropped() -> bool:
         try:
             lab.database.execute("select pg_drop_replication_slot(%s)", (lab.daemon.slot,))
         except psycopg2.errors.ObjectInUse:
+            lab.database.execute(
+                "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = %s",
+                (lab.daemon.slot,),
+            )
             return False
         return True
 

@@ -202,6 +202,7 @@ def test_a_table_that_was_made_anew_while_the_daemon_was_down_is_a_gap_where_row
     assert trio.run(again, position) == (("gap", "plan_changed") if is_lost else ("resumed", None))
 
 
+@pytest.mark.parametrize("decoder", ["pgoutput"])  # which also publishes what is captured anew
 def test_a_table_of_subscriptions_that_is_made_anew_is_loaded_again(node: Node) -> None:
     """As after a restored schema. The WAL does not tell that the old rows have gone."""
     node.table("t")
