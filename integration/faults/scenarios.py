@@ -21,6 +21,7 @@ from typing import Any
 import psycopg2
 
 from integration.faults import oracles
+from integration.faults.definitions import change_definitions
 from integration.faults.failpoints import POINTS
 from integration.faults.lab import Lab
 from integration.faults.large import PASSING, WHOLE, write_a_large_transaction, write_large_rows
@@ -481,32 +482,7 @@ def _drop(lab: Lab) -> None:
     eventually(dropped)
 
 
-# -- definitions
-
-
-def change_definitions(lab: Lab, rng: random.Random) -> None:
-    """Columns come, go and change their names and types, and tables their names, while rows stream."""
-    for _ in range(6):
-        table = rng.choice(("items", "docs"))
-        name = f"x{rng.randrange(1 << 30)}"
-        lab.database.execute(f"alter table public.{table} add {name} {rng.choice(('int default 7', 'text', 'bigint'))}")
-        lab.write(rng.uniform(0.05, 0.2))
-        lab.database.execute(f"update public.{table} set {name} = '5' where id in (select id from public.{table}"
-                             " order by id desc limit 3)")  # fmt: skip
-        lab.database.execute(f"alter table public.{table} alter {name} type text")
-        lab.write(rng.uniform(0.05, 0.2))
-        lab.database.execute(f"alter table public.{table} rename {name} to {name}_y")
-        lab.database.execute(f"update public.{table} set {name}_y = 'z' where id in (select id from public.{table}"
-                             " order by id desc limit 3)")  # fmt: skip
-        identity = rng.choice(("full", "default"))
-        lab.database.execute(f"alter table public.{table} replica identity {identity}")
-        lab.write(rng.uniform(0.05, 0.2))
-        lab.database.execute(f"alter table public.{table} drop column {name}_y, replica identity default")
-    if rng.random() < 0.5:
-        lab.kill_daemon()
-        lab.until_streaming()
-    lab.faults += 6
-
+# -- snapshots
 
 SNAPSHOT_ROWS = 20
 ROWS_TO_SHOW = 4000
