@@ -125,6 +125,13 @@ class Daemon:
         self.log.close()
 
 
+def metric(port: int, name: str) -> float:
+    """The value of a metric without labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+        lines = reply.read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.split()[0] == name)
+
+
 def free_port() -> int:
     """A TCP port below the ephemeral range that nobody listens on now."""
     for port in random.sample(range(21000, 22000), 1000):  # others may be measuring, too

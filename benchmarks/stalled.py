@@ -14,7 +14,6 @@ import re
 import selectors
 import socket
 import time
-import urllib.request
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Final
@@ -54,7 +53,7 @@ def main() -> None:
             for number in range(ROUNDS):
                 for is_stalled in (False, True) if number % 2 else (True, False):
                     found[is_stalled].append(_measure(dsn, daemon.port, sampler, is_stalled=is_stalled))
-            closed = metric(daemon.port, "walstream_slow_closes_total")
+            closed = rig.metric(daemon.port, "walstream_slow_closes_total")
             behind = os.pread(daemon.log.fileno(), 1 << 26, 0).count(b'"client.behind"')
             for pipe in (crowd, sampler):
                 pipe.send(0)
@@ -76,13 +75,6 @@ def _report(calm: Sequence[Sequence[float]], stalled: Sequence[Sequence[float]],
     ]
     rows.append(("ratios of p99 by round", " ".join(f"{ratio:.2f}" for ratio in sorted(ratios))))
     rig.report(f"one of {CLIENTS:,} clients stops reading, {latency.RATE} changes/s, {ROUNDS} times {SECONDS} s", rows)
-
-
-def metric(port: int, name: str) -> float:
-    """The value of a metric without labels."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
-        lines = reply.read().decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.split()[0] == name)
 
 
 def _connect_all(port: int) -> tuple[Connection, Connection]:
@@ -173,7 +165,7 @@ def _stall(dsn: str, port: int) -> socket.socket:
     for _ in range(200):
         rig.execute(dsn, *[_INSERT] * 10)
         time.sleep(0.1)
-        if metric(port, "walstream_outbox_bytes"):
+        if rig.metric(port, "walstream_outbox_bytes"):
             return raw
     raise RuntimeError("the kernel holds more back than was expected")
 

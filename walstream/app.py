@@ -341,6 +341,7 @@ class Daemon:
         self.health.subscriptions = lambda: len(self.pipeline.plan.rows)
         self.health.doubts = self.judge.doubts.health
         self.metrics.watch_doubts(self.judge.doubts.metrics)
+        self.metrics.watch_delays(self.fanout.delays.distribution)
         watch = self.metrics.watch
         watch("subscriptions", lambda: len(self.pipeline.plan.rows))
         watch("changes_in", lambda: self.pipeline.changes_in)

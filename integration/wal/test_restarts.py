@@ -17,9 +17,12 @@ def test_a_daemon_killed_between_commits_has_confirmed_nothing_of_the_window(nod
 
     async def main() -> None:
         async with node.client("t") as client:
+            begun = trio.current_time()
             for number in range(20):
                 node.database.execute("insert into t values (%s, %s)", (number, f"marker-{number}"))
             await client.changes(20)
+            assert node.metric("walstream_delivery_seconds_count") == 20
+            assert 0 < node.metric("walstream_delivery_seconds_sum") < 20 * (trio.current_time() - begun)
             await trio.sleep(2.5)  # some heartbeats, which may be confirmed, and status updates
 
     trio.run(main)

@@ -6,12 +6,15 @@ What is counted where the work is hot is a plain number there and read only when
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Final, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
+
+from walstream.telemetry.delays import BOUNDS, Delays, Distribution
 
 Watched = Literal[
     "connections",
@@ -115,6 +118,7 @@ class _Reader(Collector):
     def __init__(self) -> None:
         self.reads: dict[Watched, Callable[[], float]] = {}
         self.doubts: Callable[[], Iterable[tuple[str, str, int]]] = tuple
+        self.delays: Callable[[], Distribution] = Delays().distribution
 
     def collect(self) -> Iterable[Metric]:
         doubts = CounterMetricFamily(
@@ -123,6 +127,14 @@ class _Reader(Collector):
         for table, reason, rows in self.doubts():
             doubts.add_metric([table, reason], rows)
         yield doubts
+        counts, total = self.delays()
+        bounds = [*map(str, BOUNDS), "+Inf"]
+        yield HistogramMetricFamily(
+            "walstream_delivery_seconds",
+            "From commits to sockets.",
+            buckets=[*zip(bounds, accumulate(counts), strict=True)],
+            sum_value=total,
+        )
         for name, read in self.reads.items():
             description = WATCHED[name]
             yield description.kind(f"walstream_{name}", description.help, value=read())
@@ -190,6 +202,10 @@ class Metrics:
     def watch_doubts(self, read: Callable[[], Iterable[tuple[str, str, int]]]) -> None:
         """Take rows in doubt by table and reason from ``read``, which has to bound how many pairs there are."""
         self._reader.doubts = read
+
+    def watch_delays(self, read: Callable[[], Distribution]) -> None:
+        """Take from ``read`` how late transactions reach sockets."""
+        self._reader.delays = read
 
     def slot_turned(self, turn: str) -> None:
         """Count a turn of the slot's life, one of ``SLOT_TURNS``, and show it as the newest."""

@@ -122,6 +122,16 @@ def test_the_last_change_of_an_audience_is_marked_even_if_others_follow() -> Non
     assert [(each.ordinal, each.last) for each in got(wire)] == [(0, False), (1, True), (0, True)]
 
 
+def test_how_late_they_are_is_counted_of_transactions_that_somebody_gets() -> None:
+    rig = Rig()
+    rig.fanout.join(outbox(Wire()), rig.key(rig.binding("n=lt.5")), BEFORE, 0)
+    for row in ((1, 9), (9,), (2, 3, 4), ()):
+        rig.route(*row)
+    assert sum(rig.fanout.delays.distribution().counts) == 0
+    flush(rig)
+    assert sum(rig.fanout.delays.distribution().counts) == 2
+
+
 def test_who_may_not_see_a_table_gets_nothing() -> None:
     rig = Rig("reader")
     everything = rig.binding()
@@ -307,6 +317,7 @@ def test_a_large_transaction_is_routed_in_slices_with_joins_between(slices: None
     assert got(second) == got(first)
     assert [(each.ordinal, each.last) for each in got(filtered)] == [(number, number == 4) for number in range(5)]
     assert [(each.commit, each.ordinal) for each in got(unseeing)] == [(120, 0)]
+    assert sum(rig.fanout.delays.distribution().counts) == 2
 
 
 def test_a_large_transaction_that_left_the_ring_is_still_delivered_whole(slices: None) -> None:

@@ -45,6 +45,7 @@ from walstream.shell.delivery.members import Members
 from walstream.shell.delivery.outbox import Outbox
 from walstream.shell.delivery.pursuit import Beginning, Pursuits
 from walstream.shell.delivery.runs import InsertRuns
+from walstream.telemetry.delays import Delays
 
 SLICE_CHANGES = 500
 """Changes of a large transaction that are routed before other tasks get a turn: a few milliseconds of work."""
@@ -128,6 +129,7 @@ class Fanout:
         self._server_start: float | None = None
         self._runs = InsertRuns(router, self._members.by_binding)
         self.changes_out = 0
+        self.delays = Delays()
 
     @property
     def frames_out(self) -> int:
@@ -137,6 +139,7 @@ class Fanout:
     async def flush(self) -> None:
         """End a tick: see ``Frames.flush``."""
         await self._frames.flush()
+        self.delays.sent()
 
     def server_started(self, server_start: float) -> None:
         """Remember when PostgreSQL started: snapshots of an earlier run are compared by position, not by xid."""
@@ -297,13 +300,13 @@ class Fanout:
             self.pursuits.routed()
         self._begin(transaction)
         routing = self.routing(transaction)
-        if self._route_run(routing):
-            return
         touched: dict[Audience, None] = {}
-        for change in transaction.changes:
-            self._deliver(change, routing, self._members.by_binding, touched)
-        for audience in touched:
-            self.end(audience)
+        if not (is_told := self._route_run(routing)):
+            for change in transaction.changes:
+                self._deliver(change, routing, self._members.by_binding, touched)
+            for audience in touched:
+                self.end(audience)
+        self.delays.routed(transaction.commit_at, told=is_told or bool(touched))
 
     def _route_run(self, routing: Routing) -> bool:
         """Route a transaction of nothing but INSERTs into one table of which everybody gets all: the usual bulk.
@@ -369,6 +372,7 @@ class Fanout:
             await trio.lowlevel.checkpoint()
         for audience in self._touched:
             self.end(audience)
+        self.delays.routed(transaction.commit_at, told=bool(self._touched))
         self._touched.clear()
         self._leaving = (self._backlog.popleft(),)
         self._backlog_done = 0
