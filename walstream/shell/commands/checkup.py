@@ -71,10 +71,14 @@ def _slot(connection: Connection, settings: Config, keep_bytes: int) -> tuple[Sl
 
 def _keeper(connection: Connection, slot: Slot | None) -> OpenTransaction | None:
     """The open transaction that the slot waits for, or keeps WAL for."""
-    if slot is None or slot.confirmed_lsn is None:
-        return open_transactions.oldest(connection, seconds=open_transactions.MAKING_SECONDS)
-    may_hold = open_transactions.may_hold(slot.retained_bytes, slot.lag_bytes)
-    return open_transactions.oldest(connection) if may_hold else None
+    if slot is None:
+        return open_transactions.keeper(connection, is_made=False, retained_bytes=None, lag_bytes=None)
+    return open_transactions.keeper(
+        connection,
+        is_made=slot.confirmed_lsn is not None,
+        retained_bytes=slot.retained_bytes,
+        lag_bytes=slot.lag_bytes,
+    )
 
 
 def _own_tables(

@@ -69,6 +69,18 @@ def may_hold(retained_bytes: int | None, lag_bytes: int | None) -> bool:
     return (retained_bytes or 0) - (lag_bytes or 0) > HELD_BYTES
 
 
+def keeper(
+    connection: Connection, *, is_made: bool, retained_bytes: int | None, lag_bytes: int | None
+) -> OpenTransaction | None:
+    """The one that a slot to be made waits for, or because of which WAL is kept. Asked where there may be one.
+
+    Bytes: see ``may_hold``. Raises psycopg2.Error.
+    """
+    if not is_made:
+        return oldest(connection, seconds=MAKING_SECONDS)
+    return oldest(connection) if may_hold(retained_bytes, lag_bytes) else None
+
+
 def oldest(connection: Connection, *, seconds: float = OPEN_SECONDS) -> OpenTransaction | None:
     """The oldest one; None if none is open for ``seconds``, or we may not see it. Raises psycopg2.Error."""
     with connection.cursor() as cursor:

@@ -20,7 +20,7 @@ from walstream.history.budget import Budget, Gauge
 from walstream.lsn import Lsn
 from walstream.shell.channels.line import Line
 from walstream.shell.database import open_transactions
-from walstream.shell.database.open_transactions import MAKING_SECONDS, OpenTransaction
+from walstream.shell.database.open_transactions import OpenTransaction
 from walstream.shell.database.postgres import PgConnection
 from walstream.shell.health import Health, SlotFacts
 from walstream.shell.supervise import next_delay
@@ -244,10 +244,14 @@ class SlotWatch:
 
     def _ask(self, connection: PgConnection) -> Look | None:
         answer = look(connection, self._slot)
-        if answer is not None and answer.is_in_the_making:
-            answer = answer._replace(keeper=open_transactions.oldest(connection, seconds=MAKING_SECONDS))
-        elif answer is not None and open_transactions.may_hold(answer.retained_bytes, answer.lag_bytes):
-            answer = answer._replace(keeper=open_transactions.oldest(connection))
+        if answer is not None:
+            keeper = open_transactions.keeper(
+                connection,
+                is_made=not answer.is_in_the_making,
+                retained_bytes=answer.retained_bytes,
+                lag_bytes=answer.lag_bytes,
+            )
+            answer = answer._replace(keeper=keeper)
         self.ask_also(connection)
         return answer
 
