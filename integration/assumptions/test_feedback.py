@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from typing import Self
+from functools import partial
 
 import pytest
 
@@ -19,6 +19,7 @@ from integration.assumptions.stream import (
     make_slot,
     streaming,
 )
+from integration.fixtures.beside import Beside
 from integration.fixtures.postgres import TestDatabase, fresh_cluster, fresh_database
 from walstream.lsn import Lsn
 from walstream.shell.commands.private_cluster import Cluster
@@ -163,20 +164,19 @@ def test_who_has_confirmed_everything_advances_while_idle(hasty: TestDatabase, p
             time.sleep(0.02)
 
 
-class Writers:
+class Writers(Beside):
     """Threads that commit overlapping transactions until the block ends; ``committed``: how many."""
 
     def __init__(self, database: TestDatabase, count: int) -> None:
+        super().__init__(*(partial(self._write, seed) for seed in range(count)))
         self.committed = 0
         self._database = database
-        self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._write, args=(seed,)) for seed in range(count)]
 
     def _write(self, seed: int) -> None:
         chance = random.Random(seed)
         connection = self._database.connect(autocommit=False)
-        while not self._stop.is_set():
+        while not self.over.is_set():
             for _ in range(chance.randint(1, 4)):
                 connection.cursor().execute(
                     "insert into t (v) select repeat('y', 50) from generate_series(1, %s)",
@@ -187,16 +187,6 @@ class Writers:
             with self._lock:
                 self.committed += 1
         connection.close()
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
 
 class TrailingReader:

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 
-from integration.faults.beside import Beside
 from integration.faults.proxy import Proxy
+from integration.fixtures.beside import Beside
 from integration.fixtures.daemon import Daemon
 
 CHECK_SECONDS = 0.25

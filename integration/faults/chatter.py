@@ -14,7 +14,7 @@ import psycopg2
 import trio
 import trio_websocket
 
-from integration.faults.beside import Beside
+from integration.fixtures.beside import Beside
 from integration.fixtures.daemon import Daemon, token
 from integration.fixtures.postgres import TestDatabase
 from integration.fixtures.ws import PhoenixClient, phoenix

@@ -6,8 +6,8 @@ import os
 import time
 from pathlib import Path
 
-from integration.faults.beside import Beside
 from integration.faults.observed import Usage
+from integration.fixtures.beside import Beside
 from integration.fixtures.daemon import Daemon
 
 SECONDS = 2.0

@@ -6,8 +6,8 @@ import time
 
 import psycopg2
 
-from integration.faults.beside import Beside
 from integration.faults.observed import Sample
+from integration.fixtures.beside import Beside
 from integration.fixtures.postgres import TestDatabase
 
 SECONDS = 0.05

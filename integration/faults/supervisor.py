@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import psycopg2
 
-from integration.faults.beside import Beside
 from integration.faults.failpoints import VARIABLE
+from integration.fixtures.beside import Beside
 from integration.fixtures.daemon import Daemon
 from integration.fixtures.node import eventually
 from integration.fixtures.postgres import TestDatabase

@@ -16,8 +16,8 @@ from typing import Any, Self
 import msgspec
 
 from integration.faults import raw_pgoutput
-from integration.faults.beside import Beside
 from integration.faults.observed import Committed, Event, digest
+from integration.fixtures.beside import Beside
 from integration.fixtures.postgres import TestDatabase
 from walstream.lsn import Lsn
 
